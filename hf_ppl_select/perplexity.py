@@ -1,0 +1,287 @@
+"""Rows of a dataset -> perplexity, nll_sum, num_tokens, num_bytes under a causal LM. See [`PerplexityScorer`]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .model_identity import default_model_name, resolve_revision
+from .rows import LONGEST_CONTEXT, TokenizedRow, bos_token, columns_to_score, tokenize_rows, windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .likelihood import LikelihoodEngine
+
+
+@dataclass(frozen=True)
+class TextLikelihoods:
+    """Likelihoods of some texts: arrays `[num_texts]`, summed nll in nats, tokens scored, UTF-8 bytes of them."""
+
+    nll_sum: np.ndarray
+    num_tokens: np.ndarray
+    num_bytes: np.ndarray
+
+    @property
+    def nll_per_token(self) -> float:
+        """Nats per token over all texts: what a trainer calls the evaluation loss."""
+        return float(self.nll_sum.sum() / self.num_tokens.sum())
+
+    @property
+    def perplexity(self) -> float:
+        return float(np.exp(self.nll_per_token))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable across tokenizers, which perplexities are not."""
+        return float(self.nll_sum.sum() / math.log(2) / self.num_bytes.sum())
+
+
+def score_rows(
+    rows: Sequence[TokenizedRow],
+    engine: LikelihoodEngine,
+    *,
+    bos: int | None,
+    max_length: int,
+    stride: int,
+    progress: Callable[[int], object] | None = None,
+) -> TextLikelihoods:
+    """Sum each row's nll over its counted tokens; rows longer than `max_length` go through overlapping windows."""
+    sequences, counted, owner = [], [], []
+    num_tokens = np.zeros(len(rows), dtype=np.int32)
+    for index, row in enumerate(rows):
+        for ids, positions in windows(row, bos=bos, max_length=max_length, stride=stride):
+            sequences.append(ids)
+            counted.append(positions)
+            owner.append(index)
+            num_tokens[index] += len(positions)
+    nll = engine.nll(sequences, counted, progress=progress)
+    nll_sum = np.bincount(np.asarray(owner, dtype=np.int64), weights=nll, minlength=len(rows))
+    return TextLikelihoods(nll_sum, num_tokens, np.array([row.num_bytes for row in rows], dtype=np.int32))
+
+
+def evaluate_perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int | None = None,
+    bos: str = "auto",
+    engine: LikelihoodEngine | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> TextLikelihoods:
+    """Likelihoods of held-out texts under a model in memory, for instance one in training.
+
+    Args:
+        texts: the texts; empty ones count nothing.
+        max_length: longest window in tokens, by default the model's own, at most 4,096.
+        bos: as in [`PerplexityScorer`].
+        engine: an engine over `model` to reuse, e.g. one with autocast.
+        progress: called with the number of tokens done after each batch.
+
+    Raises:
+        ValueError: no text has a token to score.
+    """
+    from .likelihood import LikelihoodEngine
+
+    engine = engine or LikelihoodEngine(model)
+    max_length = max_length or context_length(model)
+    rows = tokenize_rows({"text": list(texts)}, tokenizer, text_column="text")
+    scored = score_rows(
+        rows,
+        engine,
+        bos=bos_token(tokenizer, bos),
+        max_length=max_length,
+        stride=max_length // 2,
+        progress=progress,
+    )
+    if not scored.num_tokens.sum():
+        raise ValueError(f"None of the {len(rows)} texts has a token to score.")
+    return scored
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Positions the model has, at most 4,096; state-space models state none."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(positions or LONGEST_CONTEXT, LONGEST_CONTEXT)
+
+
+class PerplexityScorer:
+    """Scores rows under a frozen causal LM: pass it to `dataset.map`, batched or not.
+
+    ```python
+    dataset = dataset.map(PerplexityScorer("Qwen/Qwen3-0.6B-Base"), batched=True)
+    ```
+
+    It adds the columns `perplexity` (float64, `exp(nll_sum / num_tokens)`), `nll_sum` (float64, nats), `num_tokens`
+    (int32, tokens scored) and `num_bytes` (int32, UTF-8 bytes of the scored text). Empty texts get `num_tokens` 0 and a
+    null perplexity (NaN where a whole batch is empty, so that the column keeps its type).
+
+    A row is a text, or `prompt` and `completion` (only the completion counts), or `messages` (only the assistant's
+    tokens count, by the mask of the chat template). Its state is its settings only, with the model's commit or a hash
+    of its weights: `datasets` finds a finished map in its cache, in any process, and repeats it if weights change.
+
+    Args:
+        model: Hub id or local folder. Default: `HF_PPL_SELECT_MODEL` if set, else `HuggingFaceTB/SmolLM2-135M`.
+        revision: Hub branch, tag or commit.
+        text_column: which column holds the text.
+        bos: `"auto"` prepends the BOS token (the EOS token where there is none) as context, so the first token is
+            scored; `"none"` leaves the first token unscored. A BOS is never doubled and never counted.
+        max_length: longest window in tokens, BOS included; default: the positions the model has, at most 4,096.
+        stride: tokens of context that a longer text's window repeats from the one before; default `max_length // 2`.
+        dtype: `"auto"` keeps the checkpoint's; else e.g. `"float32"`.
+        max_batch_tokens: padded tokens in one forward pass; changes speed and memory only.
+        device: default: CUDA if there is one, else CPU. With `map(..., with_rank=True)`, one GPU per process.
+        chat_template: for `messages`, instead of the tokenizer's own.
+        trust_remote_code: run the checkpoint's own Python; off unless you say so.
+    """
+
+    _version = 1  # raise when the same settings give other numbers, so that cached results are not reused
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        revision: str | None = None,
+        text_column: str = "text",
+        bos: str = "auto",
+        max_length: int | None = None,
+        stride: int | None = None,
+        dtype: str = "auto",
+        max_batch_tokens: int | None = None,
+        device: str | None = None,
+        chat_template: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if bos not in ("auto", "none"):
+            raise ValueError(f"bos must be 'auto' or 'none', not {bos!r}.")
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"max_length must be at least 2, not {max_length}.")
+        if stride is not None and not 1 <= stride < (max_length or LONGEST_CONTEXT):
+            raise ValueError(f"stride must be from 1 to max_length - 1, not {stride}.")
+        self.model = model
+        self.revision = revision
+        self.text_column = text_column
+        self.bos = bos
+        self.max_length = max_length
+        self.stride = stride
+        self.dtype = dtype
+        self.max_batch_tokens = max_batch_tokens
+        self.device = device
+        self.chat_template = chat_template
+        self.trust_remote_code = trust_remote_code
+        self._loaded: tuple[LikelihoodEngine, PreTrainedTokenizerBase] | None = None
+
+    def __repr__(self) -> str:
+        return f"PerplexityScorer({self.model_name!r})"
+
+    @property
+    def model_name(self) -> str:
+        return self.model or default_model_name()
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers, with the model's resolved commit or the hash of its weights; JSON-able."""
+        return {
+            "model": self.model_name,
+            "revision": resolve_revision(self.model_name, self.revision),
+            "text_column": self.text_column,
+            "bos": self.bos,
+            "max_length": self.max_length,
+            "stride": self.stride,
+            "dtype": self.dtype,
+            "chat_template": self.chat_template,
+            "version": self._version,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        others = ("max_batch_tokens", "device", "trust_remote_code")
+        return self.settings() | {name: getattr(self, name) for name in others}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _loaded=None)
+        del self.__dict__["version"]
+        if state["revision"].startswith("sha256:"):
+            self.revision = None
+
+    def __call__(self, rows: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
+        engine, tokenizer = self._load(rank)
+        batch, single = _as_batch(rows, columns_to_score(rows, self.text_column))
+        tokenized = tokenize_rows(batch, tokenizer, text_column=self.text_column, chat_template=self.chat_template)
+        max_length = self.max_length or context_length(engine.model)
+        scored = score_rows(
+            tokenized,
+            engine,
+            bos=bos_token(tokenizer, self.bos),
+            max_length=max_length,
+            stride=self.stride or max_length // 2,
+        )
+        return _single_row(scored) if single else _columns(scored)
+
+    def _load(self, rank: int | None) -> tuple[LikelihoodEngine, PreTrainedTokenizerBase]:
+        if self._loaded is None:
+            import torch
+
+            from .likelihood import LikelihoodEngine, load_model
+
+            if torch.cuda.is_available() and torch.cuda._is_in_bad_fork():
+                raise RuntimeError(
+                    "CUDA cannot be used in a forked process. Call `multiprocess.set_start_method('spawn')` before "
+                    "`dataset.map(..., num_proc=..., with_rank=True)`, or leave num_proc out."
+                )
+            device = self.device
+            if device is None and rank is not None and torch.cuda.is_available():
+                device = f"cuda:{rank % torch.cuda.device_count()}"
+            model, tokenizer = load_model(
+                self.model_name,
+                revision=self.revision,
+                dtype=self.dtype,
+                device=device,
+                trust_remote_code=self.trust_remote_code,
+            )
+            self._loaded = LikelihoodEngine(model, max_batch_tokens=self.max_batch_tokens), tokenizer
+        return self._loaded
+
+
+def _as_batch(rows: Mapping[str, Any], columns: Sequence[str]) -> tuple[dict[str, list], bool]:
+    """The columns as lists, and whether `rows` was one row: a row's text is a string, its messages are dicts."""
+    values = {name: rows[name] for name in columns}
+    first = values[columns[0]]
+    if columns[0] == "messages":
+        single = first is not None and len(first) > 0 and isinstance(first[0], Mapping)
+    else:
+        single = not isinstance(first, list | tuple | np.ndarray)
+    return ({name: [value] for name, value in values.items()} if single else values), single
+
+
+def _perplexities(scored: TextLikelihoods) -> list[float | None]:
+    with np.errstate(over="ignore"):  # an infinite perplexity is allowed, and kept
+        values = np.exp(scored.nll_sum / np.maximum(scored.num_tokens, 1))
+    return [float(value) if n else None for value, n in zip(values, scored.num_tokens)]
+
+
+def _columns(scored: TextLikelihoods) -> dict[str, Any]:
+    perplexity: Any = _perplexities(scored)
+    if all(value is None for value in perplexity):
+        perplexity = np.full(len(perplexity), np.nan)
+    return {
+        "perplexity": perplexity,
+        "nll_sum": scored.nll_sum,
+        "num_tokens": scored.num_tokens,
+        "num_bytes": scored.num_bytes,
+    }
+
+
+def _single_row(scored: TextLikelihoods) -> dict[str, Any]:
+    return {
+        "perplexity": _perplexities(scored)[0],
+        "nll_sum": float(scored.nll_sum[0]),
+        "num_tokens": scored.num_tokens[0],
+        "num_bytes": scored.num_bytes[0],
+    }
+
+
+score_ppl = PerplexityScorer()
