@@ -1,0 +1,193 @@
+"""Running benchmarks: questions -> token ids -> log-likelihoods per choice -> records -> metrics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .encoding import Request, encode_questions, model_max_length
+from .loading import METRICS, Question, find_source, load_metric, load_questions
+from .results import BenchmarkResult, BenchmarkResults, Estimate, Record, mean_estimate, metric_terms
+from .tasks import Benchmark, resolve_benchmarks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..likelihood import LikelihoodEngine
+
+
+def run_benchmarks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmarks: str | Benchmark | Sequence[str | Benchmark] = ("medical", "general"),
+    *,
+    data_dir: str | os.PathLike | None = None,
+    data_files: Mapping[str, str | os.PathLike] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    num_resamples: int = 1000,
+    max_length: int | None = None,
+    engine: LikelihoodEngine | None = None,
+    progress: bool = True,
+) -> BenchmarkResults:
+    """Score multiple-choice benchmarks by log-likelihood, zero-shot, with the prompts of lm-evaluation-harness.
+
+    Everything is read and checked before the model runs.
+
+    Args:
+        model: a causal LM on its device.
+        tokenizer: its tokenizer.
+        benchmarks: names (`"medqa_4options"`), groups (`"medical"`, `"general"`), paths of own files with the columns
+            `question`, `choices`, `answer`, or [`Benchmark`]s.
+        data_dir: a folder with local files, e.g. `medqa_4options_test.parquet`, read instead of the Hub.
+        data_files: the local file of single benchmarks, by name.
+        limit: this many questions of each benchmark, drawn with `seed`.
+        seed: of the draw and of the bootstrap.
+        num_resamples: of the bootstrap.
+        max_length: tokens; default: what the model can read. Longer prompts lose their left end, which is counted.
+        engine: a [`~hf_ppl_select.likelihood.LikelihoodEngine`] of `model`, to choose batch size or autocast.
+        progress: show a bar with tokens/s and the time left for each benchmark.
+
+    Returns:
+        [`BenchmarkResults`].
+
+    Raises:
+        ValueError: an unknown benchmark (near names are listed), a bad row, a limit below 1, or a model whose
+            log-likelihoods are not finite.
+        FileNotFoundError: a local file does not exist.
+        ConnectionError: the Hub cannot be reached.
+
+    Example:
+
+    ```python
+    model, tokenizer = load_model("HuggingFaceTB/SmolLM2-135M")
+    results = run_benchmarks(model, tokenizer, ["medical", "commonsense_qa"], limit=200)
+    print(results.to_markdown())
+    results.save("results.json")
+    ```
+    """
+    from ..likelihood import LikelihoodEngine
+
+    for option, value in (("num_resamples", num_resamples), ("max_length", max_length)):
+        _check_positive(option, value)
+    loaded = read_benchmarks(benchmarks, data_dir=data_dir, data_files=data_files, limit=limit, seed=seed)
+    max_length = min(
+        max_length or model_max_length(model.config, tokenizer), model_max_length(model.config, tokenizer)
+    )
+    engine = engine or LikelihoodEngine(model)
+
+    results = {}
+    for benchmark, source, questions in loaded:
+        requests = encode_questions(questions, tokenizer, max_length, name=benchmark.name)
+        log_likelihoods = score_requests(engine, requests, title=benchmark.name, progress=progress)
+        records = tuple(
+            _record(question, row, scores)
+            for question, row, scores in zip(questions, requests, log_likelihoods, strict=True)
+        )
+        metrics = _metrics(records, seed, num_resamples)
+        results[benchmark.name] = BenchmarkResult(benchmark.name, benchmark.group, source, metrics, records)
+
+    groups = {}
+    for group in dict.fromkeys(result.group for result in results.values()):
+        members = [result.records for result in results.values() if result.group == group]
+        groups[group] = {
+            metric: mean_estimate(
+                [metric_terms(records, metric) for records in members], lambda s: s[0] / s[1], seed, num_resamples
+            )
+            for metric in METRICS
+        }
+    return BenchmarkResults(
+        model=model.config.name_or_path,
+        benchmarks=results,
+        groups=groups,
+        limit=limit,
+        seed=seed,
+        num_resamples=num_resamples,
+        max_length=max_length,
+    )
+
+
+def read_benchmarks(
+    benchmarks: str | Benchmark | Sequence[str | Benchmark],
+    *,
+    data_dir: str | os.PathLike | None = None,
+    data_files: Mapping[str, str | os.PathLike] | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> list[tuple[Benchmark, str, list[Question]]]:
+    """Find, read and check benchmarks: for each the benchmark, where it came from, and its questions.
+
+    The arguments and errors are those of [`run_benchmarks`]; no model is needed, so a recipe can fail before it loads
+    one.
+    """
+    _check_positive("limit", limit)
+    chosen = resolve_benchmarks(benchmarks)
+    unknown = set(data_files or {}) - {benchmark.name for benchmark in chosen}
+    if unknown:
+        names = ", ".join(benchmark.name for benchmark in chosen)
+        raise ValueError(f"data_files names {', '.join(sorted(unknown))}, not among the benchmarks to run: {names}.")
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise FileNotFoundError(f"data_dir {os.fspath(data_dir)!r} is not a folder.")
+    sources = [find_source(benchmark, data_dir, data_files) for benchmark in chosen]
+    return [
+        (benchmark, path.name if path else benchmark.dataset, load_questions(benchmark, path, limit=limit, seed=seed))
+        for benchmark, path in zip(chosen, sources, strict=True)
+    ]
+
+
+def _check_positive(option: str, value: int | None) -> None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{option} must be a whole number of at least 1, not {value!r}.")
+
+
+def score_requests(
+    engine: LikelihoodEngine, requests: Sequence[Sequence[Request]], *, title: str = "", progress: bool = False
+) -> list[list[float]]:
+    """Log-likelihood in nats of each choice, float64; requests with the same tokens run once.
+
+    Raises:
+        ValueError: the model gives log-likelihoods that are not finite.
+    """
+    from tqdm.auto import tqdm
+
+    place: dict[tuple[tuple[int, ...], int], int] = {}
+    for request in (request for row in requests for request in row):
+        place.setdefault((request.ids, request.start), len(place))
+    sequences = [ids for ids, _ in place]
+    counted = [range(start, len(ids)) for ids, start in place]
+    total = sum(map(len, sequences))
+    with tqdm(total=total, desc=title, unit="tok", unit_scale=True, disable=not progress) as bar:
+        log_likelihoods = -engine.nll(sequences, counted, progress=bar.update)
+    if not np.isfinite(log_likelihoods).all():
+        raise ValueError(f"{title}: the model gives log-likelihoods that are not finite; are its weights sound?")
+    return [[float(log_likelihoods[place[request.ids, request.start]]) for request in row] for row in requests]
+
+
+def _record(question: Question, requests: Sequence[Request], log_likelihoods: list[float]) -> Record:
+    return Record(
+        index=question.index,
+        gold=question.gold,
+        predicted=int(np.argmax(log_likelihoods)),
+        log_likelihoods=tuple(log_likelihoods),
+        num_chars=tuple(len(choice) for choice in question.choices),
+        num_bytes=tuple(len(choice.encode("utf-8")) for choice in question.choices),
+        num_truncated=max(request.num_truncated for request in requests),
+    )
+
+
+def _metrics(records: Sequence[Record], seed: int, num_resamples: int) -> dict[str, Estimate]:
+    inputs = {
+        "predictions": [record.log_likelihoods for record in records],
+        "references": [record.gold for record in records],
+        "num_chars": [record.num_chars for record in records],
+        "num_bytes": [record.num_bytes for record in records],
+    }
+    metrics = {}
+    for name in METRICS:
+        found = load_metric(name).compute(**inputs, seed=seed, num_resamples=num_resamples)
+        metrics[name] = Estimate(found[name], found[f"{name}_low"], found[f"{name}_high"], found["n"])
+    return metrics

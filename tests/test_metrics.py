@@ -1,0 +1,178 @@
+"""The `evaluate` modules against values worked out by hand, and as files that load without the Hub."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+
+from hf_ppl_select.benchmarks import METRICS, load_metric
+
+FOLDER = Path(sys.modules["hf_ppl_select.benchmarks"].__file__).parent / "metrics"
+# Three questions with 2, 3 and 4 choices. Right by sum: the first only; per character: the first and the second.
+INPUTS = {
+    "predictions": [[-1.0, -2.0], [-6.0, -4.0, -9.0], [-3.0, -2.0, -1.0, -4.0]],
+    "references": [0, 0, 3],
+    "num_chars": [[1, 1], [12, 2, 6], [2, 2, 2, 2]],
+    "num_bytes": [[1, 1], [14, 2, 6], [2, 2, 2, 5]],
+}
+NEEDS = {
+    "choice_accuracy": ["predictions", "references"],
+    "choice_accuracy_norm": ["predictions", "references", "num_chars"],
+    "choice_bits_per_byte": ["predictions", "references", "num_bytes"],
+}
+VALUES = {
+    "choice_accuracy": 1 / 3,
+    "choice_accuracy_norm": 2 / 3,
+    "choice_bits_per_byte": (1 + 6 + 4) / np.log(2) / (1 + 14 + 5),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_value_by_hand_with_interval_around_it(name):
+    found = load_metric(name).compute(**{key: INPUTS[key] for key in NEEDS[name]})
+    assert found[name] == pytest.approx(VALUES[name], rel=1e-12)
+    assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+    assert found["n"] == 3
+    assert set(found) == {name, f"{name}_low", f"{name}_high", "n"}
+
+
+def test_interval_of_a_proportion_agrees_with_the_normal_one():
+    right = np.arange(400) < 240  # 60 % of 400: standard error sqrt(0.6 * 0.4 / 400) = 0.0245
+    found = load_metric("choice_accuracy").compute(
+        predictions=[[-1.0, -2.0] if r else [-2.0, -1.0] for r in right], references=[0] * 400, num_resamples=4000
+    )
+    assert found["choice_accuracy"] == pytest.approx(0.6)
+    assert found["choice_accuracy_low"] == pytest.approx(0.6 - 1.96 * 0.0245, abs=0.005)
+    assert found["choice_accuracy_high"] == pytest.approx(0.6 + 1.96 * 0.0245, abs=0.005)
+
+
+def test_interval_of_bits_per_byte_agrees_with_the_ratio_estimator():
+    rng = np.random.default_rng(0)
+    length = rng.integers(1, 40, size=500)
+    nats = length * rng.gamma(4.0, 0.25, size=500)
+    found = load_metric("choice_bits_per_byte").compute(
+        predictions=[[-x, -1.0] for x in nats], references=[0] * 500, num_bytes=[[n, 1] for n in length]
+    )
+    ratio = nats.sum() / length.sum()
+    # The linearised standard error of a ratio of sums.
+    error = np.sqrt(np.sum((nats - ratio * length) ** 2)) / length.sum() / np.log(2)
+    assert found["choice_bits_per_byte"] == pytest.approx(ratio / np.log(2))
+    assert found["choice_bits_per_byte_high"] - found["choice_bits_per_byte_low"] == pytest.approx(
+        3.92 * error, rel=0.1
+    )
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_interval_covers_the_truth_about_as_often_as_it_says(name):
+    rng = np.random.default_rng(1)
+    metric, covered = load_metric(name), 0
+    for seed in range(60):  # 2 choices, log-likelihoods of N(0, 1) differences: right half of the time, 1 nat a byte
+        scores = np.stack([-rng.gamma(2.0, 1.0, size=200), -rng.gamma(2.0, 1.0, size=200)], axis=1)
+        inputs = {
+            "predictions": scores.tolist(),
+            "references": [0] * 200,
+            "num_chars": [[2, 2]] * 200,
+            "num_bytes": [[2, 2]] * 200,
+        }
+        found = metric.compute(**{key: inputs[key] for key in NEEDS[name]}, seed=seed, num_resamples=300)
+        truth = 1 / np.log(2) if name == "choice_bits_per_byte" else 0.5
+        covered += found[f"{name}_low"] <= truth <= found[f"{name}_high"]
+    assert covered >= 51  # 95 % of 60 is 57; below 51 has a probability of about 0.002
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_seed_decides_the_interval_and_nothing_else_does(name):
+    rng = np.random.default_rng(2)
+    inputs = {
+        "predictions": (-rng.gamma(2.0, 1.0, size=(997, 4))).tolist(),
+        "references": rng.integers(4, size=997).tolist(),
+        "num_chars": rng.integers(1, 9, size=(997, 4)).tolist(),
+        "num_bytes": rng.integers(1, 9, size=(997, 4)).tolist(),
+    }
+    inputs = {key: inputs[key] for key in NEEDS[name]}
+    first = load_metric(name).compute(**inputs, seed=5)
+    np.random.seed(99)
+    assert load_metric(name).compute(**inputs, seed=5) == first
+    other = load_metric(name).compute(**inputs, seed=6)
+    assert other[name] == first[name]
+    assert (other[f"{name}_low"], other[f"{name}_high"]) != (first[f"{name}_low"], first[f"{name}_high"])
+    narrow = load_metric(name).compute(**inputs, seed=5, confidence=0.5)
+    assert narrow[f"{name}_high"] - narrow[f"{name}_low"] < first[f"{name}_high"] - first[f"{name}_low"]
+
+
+def test_combine_takes_one_set_of_inputs():
+    found = evaluate.combine([load_metric(name) for name in METRICS]).compute(**INPUTS)
+    assert {name: found[name] for name in METRICS} == pytest.approx(VALUES)
+
+
+def test_batches_add_up():
+    metric = load_metric("choice_accuracy_norm")
+    for i in range(3):
+        metric.add_batch(**{key: INPUTS[key][i : i + 1] for key in NEEDS["choice_accuracy_norm"]})
+    assert metric.compute()["choice_accuracy_norm"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("choice_accuracy", {"references": [0, 3, 3]}, "Question 1: reference 3 is no index of 3 choices"),
+        ("choice_accuracy", {"references": [0, -1, 3]}, "Question 1: reference -1"),
+        ("choice_accuracy", {"predictions": [[-1.0, float("nan")], *INPUTS["predictions"][1:]]}, "Question 0.*NaN"),
+        ("choice_accuracy_norm", {"num_chars": [[1, 1], [12, 2], [2, 2, 2, 2]]}, "Question 1: num_chars"),
+        ("choice_accuracy_norm", {"num_chars": [[1, 0], [12, 2, 6], [2, 2, 2, 2]]}, "Question 0: num_chars"),
+        ("choice_bits_per_byte", {"num_bytes": [[1, 1], [14, 2, 6], [2, 2]]}, "Question 2: num_bytes"),
+        ("choice_bits_per_byte", {"predictions": [[float("-inf"), -1.0], *INPUTS["predictions"][1:]]}, "not finite"),
+    ],
+)
+def test_bad_input_is_refused_and_the_question_named(name, change, message):
+    inputs = {key: change.get(key, INPUTS[key]) for key in NEEDS[name]}
+    with pytest.raises(ValueError, match=message):
+        load_metric(name).compute(**inputs)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_no_questions_is_an_error(name):
+    with pytest.raises(ValueError, match="no questions"):
+        load_metric(name).compute(**{key: [] for key in NEEDS[name]})
+
+
+def test_unknown_metric_lists_those_there_are():
+    with pytest.raises(ValueError, match="choice_accuracy_norm"):
+        load_metric("accuracy")
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_module_has_a_card(name):
+    card = (FOLDER / name / "README.md").read_text(encoding="utf-8")
+    sections = ["Metric description", "How to use", "Inputs", "Output values", "Examples", "Limitations", "Citation"]
+    assert [section for section in sections if section not in card] == []
+    assert card.startswith("---\ntitle:")
+
+
+def test_loads_offline_from_a_read_only_folder_in_two_processes_at_once(tmp_path):
+    package = tmp_path / "metrics"
+    shutil.copytree(FOLDER, package, ignore=shutil.ignore_patterns("__pycache__"))
+    files = sorted(package.rglob("*"))
+    for path in [package, *files]:
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    code = (
+        "import evaluate, sys\n"
+        f"metric = evaluate.load({str(package / 'choice_accuracy')!r})\n"
+        "print(metric.compute(predictions=[[-1.0, -2.0], [-1.0, -2.0]], references=[0, 1])['choice_accuracy'])"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_MODULES_CACHE", None)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["0.5", "0.5"]
+    assert sorted(package.rglob("*")) == files  # root may write anywhere; nothing did
+    for path in [package, *files]:
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
