@@ -1,0 +1,133 @@
+"""Where rows come from: a name is a Hub dataset, a folder written by `save_to_disk`, or a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FILE_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+CHAT_COLUMNS = ("messages", "tools", "chat_template_kwargs")  # what a chat template is rendered from
+
+
+def load_rows(name: str, config: str | None = None, split: str = "train") -> Dataset:
+    """Load the rows of a dataset.
+
+    Args:
+        name: a Hub dataset; a folder written by `save_to_disk`, or one that `load_dataset` understands; or a .parquet,
+            .jsonl, .json, .csv or .txt file (of .txt, each paragraph is a row).
+        config: configuration of a Hub dataset.
+        split: split, e.g. `"train"`; except of folders written by `save_to_disk` also sliced, e.g. `"train[:1000]"`.
+
+    Raises:
+        FileNotFoundError: `name` is written like a path and nothing is there.
+        ValueError: a file of another kind, one that cannot be read, no such split, or no rows.
+    """
+    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetGenerationError
+
+    path = Path(name).expanduser()
+    kind = FILE_KINDS.get(path.suffix)
+    if path.is_file():
+        if kind is None:
+            raise ValueError(f"{name} is not a dataset: bring a {', '.join(FILE_KINDS)} file, or a folder.")
+        options = {"sample_by": "paragraph"} if kind == "text" else {}
+        try:
+            rows = load_dataset(kind, data_files={split.partition("[")[0]: str(path)}, split=split, **options)
+        except (DatasetGenerationError, StopIteration, ValueError) as error:
+            reason = error.__cause__ or str(error) or "it is empty"
+            raise ValueError(f"{name} cannot be read as {kind}, split {split!r}: {reason}") from error
+    elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        rows = load_from_disk(str(path))
+        splits = rows if isinstance(rows, DatasetDict) else {"train": rows}
+        if split not in splits:
+            raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
+        rows = splits[split]
+    elif not path.exists() and (kind or name.startswith(("/", ".", "~"))):
+        raise FileNotFoundError(f"{name} does not exist; give a file, a folder or the name of a Hub dataset.")
+    else:
+        rows = load_dataset(name, config, split=split)
+    if not len(rows):
+        raise ValueError(f"{name} has no rows in split {split!r}.")
+    return rows
+
+
+def load_texts(
+    name: str, column: str = "text", config: str | None = None, split: str = "train"
+) -> tuple[Dataset, int]:
+    """Load the rows that have text, as a dataset of one column `text`, and count those that have none.
+
+    Args:
+        column: which column holds the text; a dataset whose only column is `text`, as a .txt file's, needs no naming.
+        name, config, split: as in [`load_rows`].
+
+    Raises:
+        ValueError: as [`load_rows`]; or no such column, a column of something else, or no text in any row.
+    """
+    rows = load_rows(name, config, split)
+    if rows.column_names == ["text"]:
+        column = "text"
+    if column not in rows.column_names:
+        raise ValueError(f"{name} has no column {column!r}; its columns are {', '.join(rows.column_names)}.")
+    if (dtype := getattr(rows.features[column], "dtype", "list")) not in ("string", "large_string", "null"):
+        raise ValueError(f"column {column!r} of {name} holds {dtype}, not text.")
+    texts = rows.select_columns(column).filter(_has_text, batched=True, input_columns=column)
+    if not len(texts):
+        raise ValueError(f"{name} has no text: column {column!r} is empty in all of its {len(rows)} rows.")
+    return texts if column == "text" else texts.rename_column(column, "text"), len(rows) - len(texts)
+
+
+def load_answers(
+    name: str,
+    config: str | None = None,
+    split: str = "train",
+    *,
+    prompt_column: str = "prompt",
+    completion_column: str = "completion",
+    prompt_template: str | None = None,
+) -> tuple[Dataset, int]:
+    """Load the rows that have an answer to learn, as `prompt` and `completion` or as `messages`, and count the others.
+
+    Args:
+        prompt_column, completion_column: the columns to take as `prompt` and `completion`.
+        prompt_template: what to write around each prompt, e.g. `"Question: {prompt}\nAnswer:\n"`.
+        name, config, split: as in [`load_rows`].
+
+    Raises:
+        ValueError: as [`load_rows`]; or the columns are of neither kind, the template has no `{prompt}`, or no row
+            has an answer.
+    """
+    if prompt_template is not None and "{prompt}" not in prompt_template:
+        raise ValueError(f"prompt_template has no {{prompt}} in it: {prompt_template!r}.")
+    rows = load_rows(name, config, split)
+    pair = {prompt_column: "prompt", completion_column: "completion"}
+    if set(pair) <= set(rows.column_names):
+        answered = rows.select_columns(list(pair)).filter(_has_both, batched=True, input_columns=list(pair))
+        answered = answered.rename_columns({old: new for old, new in pair.items() if old != new})
+        if prompt_template is not None:
+            answered = answered.map(lambda row: {"prompt": prompt_template.replace("{prompt}", row["prompt"])})
+    elif "messages" in rows.column_names:
+        answered = rows.select_columns([column for column in CHAT_COLUMNS if column in rows.column_names])
+        answered = answered.filter(_has_assistant, batched=True, input_columns="messages")
+    else:
+        columns = ", ".join(rows.column_names)
+        raise ValueError(
+            f"{name} has neither {prompt_column!r} and {completion_column!r} nor 'messages'; its columns: {columns}."
+        )
+    if not len(answered):
+        raise ValueError(f"{name} has no answer to train on in any of its {len(rows)} rows.")
+    return answered, len(rows) - len(answered)
+
+
+def _has_text(texts: list[str | None]) -> list[bool]:
+    return [bool(text and text.strip()) for text in texts]
+
+
+def _has_both(prompts: list, completions: list) -> list[bool]:
+    return [bool(prompt) and bool(completion) for prompt, completion in zip(prompts, completions)]
+
+
+def _has_assistant(conversations: list[list[dict] | None]) -> list[bool]:
+    return [any(turn["role"] == "assistant" for turn in turns or ()) for turns in conversations]

@@ -1,0 +1,301 @@
+"""A Hub of one user on the loopback address, for tests.
+
+It speaks the HTTP protocol by which `huggingface_hub` creates a dataset repository, uploads files (regular and LFS)
+and reads them back. Everything stays in memory.
+
+    with LoopbackHub(token="hf_right") as hub:      # hub.endpoint is what HF_ENDPOINT should say
+        ...
+        hub.file("me/name", "README.md")            # bytes of the newest commit
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+@dataclass
+class Repo:
+    """A dataset repository: the files after each commit, and what each commit was called."""
+
+    private: bool = False
+    commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=lambda: [("initial commit", {})])
+    lfs_paths: set[str] = field(default_factory=set)
+
+    def files(self, revision: str = "main") -> dict[str, bytes] | None:
+        number = len(self.commits) - 1 if revision == "main" else self._number_of(revision)
+        return None if number is None else self.commits[number][1]
+
+    def _number_of(self, sha: str) -> int | None:
+        return next((number for number in range(len(self.commits)) if sha == _sha(number)), None)
+
+    @property
+    def sha(self) -> str:
+        return _sha(len(self.commits) - 1)
+
+
+class LoopbackHub:
+    """The server. Use it as a context manager.
+
+    Args:
+        token: the one token it accepts.
+        user, orgs: who that token belongs to.
+        role: what that token may do: "write", "read" or "fineGrained".
+        fail: `{regular expression over "METHOD /path": HTTP status}`; the first match answers with that status. The
+            status 0 drops the connection without an answer.
+    """
+
+    def __init__(self, token="hf_loopback", user="me", orgs=("my-org",), role="write", fail=None):
+        self.token, self.user, self.orgs, self.role = token, user, list(orgs), role
+        self.fail: dict[str, int] = dict(fail or {})
+        self.repos: dict[str, Repo] = {}
+        self.lfs_objects: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self.server.daemon_threads = True
+        self.server.hub = self
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> LoopbackHub:
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def file(self, repo_id: str, path: str) -> bytes:
+        return self.repos[repo_id].files()[path]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for the client's delayed acknowledgement
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    @property
+    def hub(self) -> LoopbackHub:
+        return self.server.hub
+
+    def _answer(self) -> None:
+        body = self._read_body()
+        url = urlsplit(self.path)
+        path, query = unquote(url.path), parse_qs(url.query)
+        line = f"{self.command} {path}"
+        self.hub.requests.append(line)
+        for pattern, status in self.hub.fail.items():
+            if re.search(pattern, line):
+                if status == 0:
+                    self.close_connection = True
+                    return self.connection.close()
+                return self._send_json({"error": f"made to fail: {line}"}, status)
+        authorization = self.headers.get("Authorization")
+        if authorization not in (None, f"Bearer {self.hub.token}"):
+            message = "Invalid credentials in Authorization header"
+            return self._send_json({"error": message}, 401, {"X-Error-Message": message})
+        for pattern, method in _ROUTES:
+            if match := re.fullmatch(pattern, line):
+                return method(self, *match.groups(), body=body, query=query, signed_in=authorization is not None)
+        self._send_json({"error": f"the loopback Hub has no {line}"}, 404)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def _send(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _send_json(self, payload, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self._send(json.dumps(payload).encode(), status, {"Content-Type": "application/json", **(headers or {})})
+
+    def _repo(self, repo_id: str, signed_in: bool) -> Repo | None:
+        repo = self.hub.repos.get(repo_id)
+        if repo is None or (repo.private and not signed_in):
+            message = "Repository not found"
+            self._send_json({"error": message}, 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": message})
+            return None
+        return repo
+
+    def whoami(self, *, signed_in, **_) -> None:
+        if not signed_in:
+            return self._send_json({"error": "Invalid username or password."}, 401)
+        orgs = [{"name": name, "roleInOrg": "admin"} for name in self.hub.orgs]
+        auth = {"accessToken": {"displayName": "test", "role": self.hub.role}}
+        self._send_json({"type": "user", "name": self.hub.user, "orgs": orgs, "auth": auth})
+
+    def create_repo(self, *, body, signed_in, **_) -> None:
+        wanted = json.loads(body)
+        if not signed_in or wanted["type"] != "dataset":
+            return self._send_json({"error": "only signed in, only datasets"}, 403)
+        repo_id = f"{wanted.get('organization') or self.hub.user}/{wanted['name']}"
+        url = f"{self.hub.endpoint}/datasets/{repo_id}"
+        if repo_id in self.hub.repos:
+            return self._send_json({"error": "You already created this dataset repo", "url": url, "id": repo_id}, 409)
+        private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+        self.hub.repos[repo_id] = Repo(private=private)
+        self._send_json({"url": url, "name": repo_id, "id": repo_id})
+
+    def validate_yaml(self, **_) -> None:
+        self._send_json({"errors": [], "warnings": []})
+
+    def repo_info(self, repo_id, _revision=None, *, signed_in, **_) -> None:
+        if repo := self._repo(repo_id, signed_in):
+            siblings = [{"rfilename": path} for path in repo.files()]
+            info = {
+                "_id": "0" * 24,
+                "id": repo_id,
+                "author": repo_id.split("/")[0],
+                "sha": repo.sha,
+                "siblings": siblings,
+            }
+            self._send_json(
+                {**info, "private": repo.private, "gated": False, "disabled": False, "downloads": 0, "tags": []}
+            )
+
+    def preupload(self, repo_id, *, body, signed_in, **_) -> None:
+        if self._repo(repo_id, signed_in):
+            modes = []
+            for wanted in json.loads(body)["files"]:
+                mode = "lfs" if wanted["path"].endswith(".parquet") else "regular"
+                modes.append({"path": wanted["path"], "uploadMode": mode, "shouldIgnore": False})
+            self._send_json({"files": modes})
+
+    def lfs_batch(self, *, body, **_) -> None:
+        objects = []
+        for wanted in json.loads(body)["objects"]:
+            upload = {"upload": {"href": f"{self.hub.endpoint}/lfs/{wanted['oid']}"}}
+            known = wanted["oid"] in self.hub.lfs_objects
+            objects.append(wanted if known else {**wanted, "actions": upload})
+        self._send_json({"transfer": "basic", "objects": objects})
+
+    def lfs_upload(self, oid, *, body, **_) -> None:
+        if hashlib.sha256(body).hexdigest() != oid:
+            return self._send_json({"error": "content does not match its SHA-256"}, 400)
+        self.hub.lfs_objects[oid] = body
+        self._send(b"")
+
+    def commit(self, repo_id, *, body, signed_in, **_) -> None:
+        if not signed_in:
+            return self._send_json({"error": "signed out"}, 401)
+        if not (repo := self._repo(repo_id, signed_in)):
+            return None
+        header, *operations = [json.loads(line) for line in body.splitlines()]
+        if header["value"].get("parentCommit") not in (None, repo.sha):
+            return self._send_json({"error": "A commit has happened since"}, 412)
+        files = dict(repo.files())
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                files[value["path"]] = self.hub.lfs_objects[value["oid"]]
+                repo.lfs_paths.add(value["path"])
+            else:
+                del files[value["path"]]
+        repo.commits.append((header["value"]["summary"], files))
+        url = f"{self.hub.endpoint}/datasets/{repo_id}/commit/{repo.sha}"
+        self._send_json({"success": True, "commitOid": repo.sha, "commitUrl": url})
+
+    def tree(self, repo_id, revision, folder=None, *, query, signed_in, **_) -> None:
+        if not (repo := self._repo(repo_id, signed_in)):
+            return
+        prefix = f"{folder}/" if folder else ""
+        recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        entries = {}
+        for path in repo.files(revision):
+            if path.startswith(prefix):
+                head, _, below = path.removeprefix(prefix).partition("/")
+                if below:
+                    entries[prefix + head] = {"type": "directory", "path": prefix + head, "oid": "0" * 40, "size": 0}
+                if recursive or not below:
+                    entries[path] = self._entry(repo, path, revision)
+        if folder and not entries:
+            return self._send_json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+        self._send_json(list(entries.values()))
+
+    def paths_info(self, repo_id, revision, *, body, signed_in, **_) -> None:
+        if repo := self._repo(repo_id, signed_in):
+            is_json = "json" in self.headers.get("Content-Type", "")
+            wanted = (json.loads(body) if is_json else parse_qs(body.decode()))["paths"]
+            files = repo.files(revision)
+            entries = [self._entry(repo, path, revision) for path in wanted if path in files]
+            folders = [path for path in wanted if any(name.startswith(f"{path}/") for name in files)]
+            entries += [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders]
+            self._send_json(entries)
+
+    def _entry(self, repo: Repo, path: str, revision: str) -> dict:
+        content = repo.files(revision)[path]
+        entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        if path in repo.lfs_paths:
+            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return entry
+
+    def resolve(self, repo_id, revision, path, *, signed_in, **_) -> None:
+        if not (repo := self._repo(repo_id, signed_in)):
+            return
+        content = (repo.files(revision) or {}).get(path)
+        if content is None:
+            message = "Entry not found"
+            return self._send_json(
+                {"error": message}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.sha}
+            )
+        commit = repo.sha if revision == "main" else revision
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": commit,
+            "Accept-Ranges": "bytes",
+        }
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            start, stop = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1) + 1
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+            return self._send(content[start:stop], 206, headers)
+        self._send(content, 200, headers)
+
+
+def _sha(number: int) -> str:
+    return hashlib.sha1(f"commit {number}".encode()).hexdigest()
+
+
+_REPO = "([^/]+/[^/]+)"
+_ROUTES = [
+    (r"GET /api/whoami-v2", _Handler.whoami),
+    (r"POST /api/repos/create", _Handler.create_repo),
+    (r"POST /api/validate-yaml", _Handler.validate_yaml),
+    (r"GET /api/datasets/([^/]+(?:/[^/]+)?)", _Handler.repo_info),
+    (rf"GET /api/datasets/{_REPO}/revision/([^/]+)", _Handler.repo_info),
+    (rf"POST /api/datasets/{_REPO}/preupload/main", _Handler.preupload),
+    (rf"POST /datasets/{_REPO}.git/info/lfs/objects/batch", lambda handler, _repo, **rest: handler.lfs_batch(**rest)),
+    (r"PUT /lfs/([0-9a-f]{64})", _Handler.lfs_upload),
+    (rf"POST /api/datasets/{_REPO}/commit/main", _Handler.commit),
+    (rf"GET /api/datasets/{_REPO}/tree/([^/]+)", _Handler.tree),
+    (rf"GET /api/datasets/{_REPO}/tree/([^/]+)/(.+)", _Handler.tree),
+    (rf"POST /api/datasets/{_REPO}/paths-info/([^/]+)", _Handler.paths_info),
+    (rf"(?:GET|HEAD) /datasets/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
+]

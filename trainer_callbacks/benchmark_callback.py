@@ -1,0 +1,85 @@
+"""Multiple-choice benchmarks while training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from hf_ppl_select.benchmarks import Benchmark, BenchmarkResults, read_benchmarks, run_benchmarks
+
+from .measuring import MeasuringCallback, tokenizer_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+    from hf_ppl_select.likelihood import LikelihoodEngine
+
+
+class BenchmarkCallback(MeasuringCallback):
+    """Logs benchmark results of the model as it trains, each with its 95 % interval over questions.
+
+    For each benchmark and metric it logs `<benchmark>_<metric>` and the bounds `..._low` and `..._high`, e.g.
+    `medmcqa_choice_accuracy`; where a group has several benchmarks, also the group's average, e.g.
+    `medical_choice_accuracy`. It measures at step 0, every `every_n_steps` steps, after each evaluation of the
+    trainer, and at the last step, in the mixed precision of the training.
+
+    The intervals are those of one model. Whether a model has changed since step 0 is answered better by the same
+    questions paired: `callback.results[step].paired_difference(callback.results[0])`.
+
+    Args:
+        trainer: any [`~transformers.Trainer`] with a causal LM, also wrapped by PEFT.
+        benchmarks: names, groups, paths of own files or [`~hf_ppl_select.benchmarks.Benchmark`]s.
+        data_dir, data_files: local files to read instead of the Hub, as in `run_benchmarks`.
+        limit: this many questions of each benchmark, the same ones each time.
+        seed: of their choice and of the intervals.
+        tokenizer: default: the trainer's.
+        every_n_steps: measure each time so many steps are done; default: only when the trainer evaluates.
+
+    Attributes:
+        results: [`~hf_ppl_select.benchmarks.BenchmarkResults`] by step, with a record of each question.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: as `run_benchmarks`, before training starts.
+
+    Example:
+
+    ```python
+    trainer.add_callback(BenchmarkCallback(trainer, ["medqa_4options", "commonsense_qa"], limit=200))
+    ```
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        benchmarks: str | Benchmark | Sequence[str | Benchmark],
+        *,
+        data_dir: str | os.PathLike | None = None,
+        data_files: Mapping[str, str | os.PathLike] | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        every_n_steps: int | None = None,
+    ) -> None:
+        super().__init__(trainer, every_n_steps=every_n_steps)
+        self.tokenizer = tokenizer or tokenizer_of(trainer)
+        self.options = {"data_dir": data_dir, "data_files": data_files, "limit": limit, "seed": seed}
+        self.benchmarks = [benchmark for benchmark, *_ in read_benchmarks(benchmarks, **self.options)]
+        self.results: dict[int, BenchmarkResults] = {}
+
+    def measure(self, engine: LikelihoodEngine) -> dict[str, float]:
+        results = run_benchmarks(
+            engine.model, self.tokenizer, self.benchmarks, engine=engine, progress=False, **self.options
+        )
+        self.results[self.trainer.state.global_step] = results
+        estimates = {name: result.metrics for name, result in results.benchmarks.items()}
+        for group, metrics in results.groups.items():
+            if sum(result.group == group for result in results.benchmarks.values()) > 1:
+                estimates[group] = metrics
+        logs = {}
+        for name, metrics in estimates.items():
+            for metric, estimate in metrics.items():
+                logs[f"{name}_{metric}"] = estimate.value
+                logs[f"{name}_{metric}_low"] = estimate.low
+                logs[f"{name}_{metric}_high"] = estimate.high
+        return logs
