@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
+# Threads that spin while they wait starve whatever else the machine does.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: quickstart test lint clean
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,30 +58,60 @@ def chunk_documents(
                 f"Row {index} of the batch: column {text_column!r} holds {type(text).__name__}, no string."
             )
 
-    documents: dict[Any, list[str]] = {}
+    documents: dict[str, tuple[list, list[str]]] = {}
     for index, text in enumerate(texts):
         if text:
-            kept = tuple(batch[column][index] for column in keep_columns)
-            documents.setdefault(kept if separator is not None else (*kept, index), []).append(text)
+            kept = [batch[column][index] for column in keep_columns]
+            group = repr(kept) if separator is not None else str(index)
+            documents.setdefault(group, (kept, []))[1].append(text)
     chunks: dict[str, list] = {"text": [], **{column: [] for column in keep_columns}}
-    for kept, joined in documents.items():
-        for chunk in _cut((separator or "").join(joined), tokenizer, max_length):
+    for kept, joined in documents.values():
+        parts = [f"{text}{separator}" for text in joined[:-1]] + joined[-1:]
+        for chunk in _cut(_tokenized(parts, tokenizer), max_length):
             chunks["text"].append(chunk)
             for column, value in zip(keep_columns, kept):
                 chunks[column].append(value)
     return chunks
 
 
-def _cut(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[str]:
-    """Cut where a token ends. A cut inside a character of several tokens moves back to before that character."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets = encoded["offset_mapping"]
-    first, start = 0, 0
-    while first < len(offsets):
-        cut = min(first + max_length, len(offsets))
-        while first + 1 < cut < len(offsets) and offsets[cut][0] < offsets[cut - 1][1]:
-            cut -= 1
-        end = offsets[cut - 1][1] if cut < len(offsets) else len(text)
-        if end > start:
-            yield text[start:end]
-        first, start = cut, end
+def _tokenized(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, num_characters: int = 2**20
+) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Each text and where its tokens start and end; about `num_characters` at a time, since offsets take memory."""
+    first = 0
+    while first < len(texts):
+        last, size = first, 0
+        while last < len(texts) and size < num_characters:
+            size += len(texts[last])
+            last += 1
+        part = list(texts[first:last])
+        encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        yield from zip(part, encoded["offset_mapping"])
+        first = last
+
+
+def _cut(tokenized: Iterable[tuple[str, list[tuple[int, int]]]], max_length: int) -> Iterator[str]:
+    """Fill chunks with tokens of one text after the other; a character of several tokens is never split."""
+    pieces, room = [], max_length
+    for text, offsets in tokenized:
+        first, start = 0, 0
+        while first < len(offsets):
+            cut = min(first + room, len(offsets))
+            while first < cut < len(offsets) and offsets[cut][0] < offsets[cut - 1][1]:
+                cut -= 1
+            if cut == first and room == max_length:  # one character of more than max_length tokens
+                cut = next(
+                    (i for i in range(first + 1, len(offsets)) if offsets[i][0] >= offsets[i - 1][1]), len(offsets)
+                )
+            end = offsets[cut - 1][1] if first < cut < len(offsets) else start if cut == first else len(text)
+            pieces.append(text[start:end])
+            room -= cut - first
+            full = room <= 0 or cut == first
+            first, start = cut, end
+            if full:
+                yield "".join(pieces)
+                pieces, room = [], max_length
+        if start < len(text):
+            pieces.append(text[start:])
+    if any(pieces):
+        yield "".join(pieces)

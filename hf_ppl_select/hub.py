@@ -130,7 +130,6 @@ def save_subset(
     """
     folder = check_folder(folder, overwrite)
     _check_subset(subset, selection)
-    data_files = [{"split": "train", "path": "data/train-*"}]
     card = subset_card(
         selection.report() if selection else describe_subset(subset),
         law=law,
@@ -138,7 +137,6 @@ def save_subset(
         license=license and check_license(license),
         source=source,
         name=folder.name,
-        configs=[{"config_name": "default", "data_files": data_files}],
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))

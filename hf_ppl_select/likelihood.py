@@ -47,9 +47,12 @@ def load_model(
 
     Raises:
         OSError: the model is neither a folder nor reachable on the Hub.
+        ValueError: no such dtype.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype must be 'auto' or a torch dtype such as 'float32' or 'bfloat16', not {dtype!r}.")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
@@ -57,8 +60,8 @@ def load_model(
     except OSError as error:
         raise OSError(
             f"Cannot load the model {name_or_path!r}: it is neither a local folder with a model nor in the Hub's "
-            "cache, and the Hub could not provide it. Check the name, or point HF_PPL_SELECT_MODEL or the model option to "
-            "a local folder."
+            "cache, and the Hub could not provide it. Check the name, or point HF_PPL_SELECT_MODEL or the model "
+            "option to a local folder."
         ) from error
     return model.to(device or default_device()).eval(), tokenizer
 
@@ -88,6 +91,8 @@ class LikelihoodEngine:
         on_cpu = self.device.type == "cpu"
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise ValueError(f"max_batch_tokens must be at least 1, not {max_batch_tokens}.")
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ValueError("Prompt-learning adapters put virtual tokens before the text: merge or leave them out.")
         self.max_batch_tokens = max_batch_tokens or (2048 if on_cpu else 16384)
         self.tile_elements = TILE_ELEMENTS["cpu" if on_cpu else "other"]
         self.autocast_dtype = autocast_dtype
@@ -113,11 +118,14 @@ class LikelihoodEngine:
 
         Returns:
             float64 array `[len(sequences)]`, nats, in input order; 0 where nothing counts.
+
+        Raises:
+            ValueError: position 0 is to count, or the model gives NaN.
         """
         if len(sequences) != len(counted):
             raise ValueError(f"{len(sequences)} sequences but {len(counted)} lists of counted positions.")
         totals = np.zeros(len(sequences), dtype=np.float64)
-        was_training = self.model.training
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             with torch.inference_mode():
@@ -128,7 +136,13 @@ class LikelihoodEngine:
                     if progress is not None:
                         progress(sum(len(sequences[i]) for i in batch))
         finally:
-            self.model.train(was_training)
+            for module in training:
+                module.training = True
+        if np.isnan(totals).any():
+            raise ValueError(
+                f"{type(self.causal_lm).__name__} gives NaN for sequence {np.isnan(totals).argmax()}: its weights "
+                f"hold NaN, or its activations overflow {self.causal_lm.dtype}; load it with dtype='float32'."
+            )
         return totals
 
     def _batches(self, sequences: Sequence[Sequence[int]], counted: Sequence[Sequence[int]]) -> Iterator[list[int]]:
@@ -176,7 +190,7 @@ class LikelihoodEngine:
         for tile, target in zip(*(x.split(max(1, self.tile_elements // len(weight))) for x in (hidden, targets))):
             logits = self._transform(torch.nn.functional.linear(tile, weight, bias))
             log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-            log_normalizer = logits[:, 0].float() - log_probs[:, 0]
+            log_normalizer = (logits.gather(-1, target[:, None]).float() - log_probs.gather(-1, target[:, None]))[:, 0]
             target_logit = (tile.float() * weight[target].float()).sum(-1)
             if bias is not None:
                 target_logit += bias[target].float()
@@ -191,29 +205,31 @@ class LikelihoodEngine:
         return logits
 
     def _tiled_head_agrees(self) -> bool:
-        """Whether body + tiled head gives the model's own losses on a few tokens: architectures differ in many ways.
+        """Whether body + head gives the model's own logits on a few tokens: architectures differ in many ways.
 
-        The class's `forward` is called, past the autocast that a trainer may have wrapped around the instance.
+        The class's `forward` is called, past the autocast that a trainer may have wrapped around the instance. A head
+        that is no plain linear layer (quantized, LoRA) is left to the model, as it may start to differ later.
         """
+        head = self.causal_lm.get_output_embeddings()
+        if self.causal_lm.base_model is self.causal_lm or type(head) is not torch.nn.Linear:
+            return False
         ids = torch.arange(16, device=self.device)[None] % self.causal_lm.get_input_embeddings().weight.shape[0]
-        if self.causal_lm.base_model is self.causal_lm or self.causal_lm.get_output_embeddings() is None:
-            return False
         with self._autocast():
-            logits = type(self.causal_lm).forward(self.causal_lm, input_ids=ids, use_cache=False).logits[0, :-1]
-            hidden = self.causal_lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-        if hidden.shape[-1] != self.causal_lm.get_output_embeddings().weight.shape[-1]:
-            return False
-        expected, found = _losses_of_logits(logits, ids[0, 1:]), self._tiled_losses(hidden, ids[0, 1:])
-        tolerance = 1e-4 if logits.dtype == torch.float32 else 2e-2
-        agrees = torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
-        if not agrees:
+            expected = type(self.causal_lm).forward(self.causal_lm, input_ids=ids, use_cache=False).logits
+            hidden = getattr(self.causal_lm.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+            if hidden is None or hidden.shape[-1] != head.weight.shape[-1]:
+                return False
+            found = self._transform(head(hidden.to(head.weight.device, head.weight.dtype)))
+        tolerance = 1e-4 if expected.dtype == torch.float32 else 1e-2
+        error = ((found - expected).abs().max() / expected.abs().max()).item()
+        if not error <= tolerance:
             logger.warning(
-                "%s computes its logits in a way the tiled LM head does not know (off by %.3g nats): "
+                "%s computes its logits in a way the tiled LM head does not know (off by %.2g of the largest): "
                 "scoring with full logits, slower and with more memory.",
                 type(self.causal_lm).__name__,
-                (found - expected).abs().max().item(),
+                error,
             )
-        return agrees
+        return error <= tolerance
 
 
 def _losses_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

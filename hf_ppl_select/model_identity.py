@@ -46,12 +46,13 @@ def _hash_files(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> str:
 @lru_cache(maxsize=32)
 def _hub_commit(model: str, revision: str) -> str:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         path = hf_hub_download(model, "config.json", revision=revision)
-    except (LocalEntryNotFoundError, HfHubHTTPError, ValueError) as error:
-        path = try_to_load_from_cache(model, "config.json", revision=revision)
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
+        is_hub_name = not isinstance(error, HFValidationError)
+        path = try_to_load_from_cache(model, "config.json", revision=revision) if is_hub_name else None
         if not isinstance(path, str):
             raise OSError(
                 f"Cannot find the model {model!r} (revision {revision!r}): it is no local folder, not in the Hub's "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .likelihood import LikelihoodEngine
+
+
+SCORE_COLUMNS = ("perplexity", "nll_sum", "num_tokens", "num_bytes")
+_IMPORTED_IN = os.getpid()  # a process forked off this one, as `map(..., num_proc=...)` does, has another id
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,13 @@ def score_rows(
     stride: int,
     progress: Callable[[int], object] | None = None,
 ) -> TextLikelihoods:
-    """Sum each row's nll over its counted tokens; rows longer than `max_length` go through overlapping windows."""
+    """Sum each row's nll over its counted tokens; rows longer than `max_length` go through overlapping windows.
+
+    Raises:
+        ValueError: not `1 <= stride < max_length`.
+    """
+    if not 1 <= stride < max_length:
+        raise ValueError(f"stride must be from 1 to max_length - 1, not {stride} with max_length {max_length}.")
     sequences, counted, owner = [], [], []
     num_tokens = np.zeros(len(rows), dtype=np.int32)
     for index, row in enumerate(rows):
@@ -59,8 +70,8 @@ def score_rows(
             counted.append(positions)
             owner.append(index)
             num_tokens[index] += len(positions)
-    nll = engine.nll(sequences, counted, progress=progress)
-    nll_sum = np.bincount(np.asarray(owner, dtype=np.int64), weights=nll, minlength=len(rows))
+    nll_sum = np.zeros(len(rows), dtype=np.float64)
+    np.add.at(nll_sum, np.asarray(owner, dtype=np.int64), engine.nll(sequences, counted, progress=progress))
     return TextLikelihoods(nll_sum, num_tokens, np.array([row.num_bytes for row in rows], dtype=np.int32))
 
 
@@ -78,18 +89,18 @@ def evaluate_perplexity(
 
     Args:
         texts: the texts; empty ones count nothing.
-        max_length: longest window in tokens, by default the model's own, at most 4,096.
+        max_length: longest window in tokens; default: the positions the model has, at most 4,096.
         bos: as in [`PerplexityScorer`].
         engine: an engine over `model` to reuse, e.g. one with autocast.
         progress: called with the number of tokens done after each batch.
 
     Raises:
-        ValueError: no text has a token to score.
+        ValueError: no text has a token to score, or `max_length` does not suit the model.
     """
     from .likelihood import LikelihoodEngine
 
     engine = engine or LikelihoodEngine(model)
-    max_length = max_length or context_length(model)
+    max_length = context_length(model, max_length)
     rows = tokenize_rows({"text": list(texts)}, tokenizer, text_column="text")
     scored = score_rows(
         rows,
@@ -104,10 +115,16 @@ def evaluate_perplexity(
     return scored
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """Positions the model has, at most 4,096; state-space models state none."""
+def context_length(model: PreTrainedModel, max_length: int | None = None) -> int:
+    """The longest window: `max_length`, else as many positions as the model has, at most 4,096.
+
+    Raises:
+        ValueError: `max_length` is more than the model has.
+    """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(positions or LONGEST_CONTEXT, LONGEST_CONTEXT)
+    if max_length and positions and max_length > positions:
+        raise ValueError(f"max_length is {max_length}, but the model has {positions} positions.")
+    return max_length or min(positions or LONGEST_CONTEXT, LONGEST_CONTEXT)
 
 
 class PerplexityScorer:
@@ -118,8 +135,8 @@ class PerplexityScorer:
     ```
 
     It adds the columns `perplexity` (float64, `exp(nll_sum / num_tokens)`), `nll_sum` (float64, nats), `num_tokens`
-    (int32, tokens scored) and `num_bytes` (int32, UTF-8 bytes of the scored text). Empty texts get `num_tokens` 0 and a
-    null perplexity (NaN where a whole batch is empty, so that the column keeps its type).
+    (int32, tokens scored) and `num_bytes` (int32, UTF-8 bytes of the scored text). Empty texts get `num_tokens` 0 and
+    a null perplexity (NaN where a whole batch, or a row alone, is empty, so that the column keeps its type).
 
     A row is a text, or `prompt` and `completion` (only the completion counts), or `messages` (only the assistant's
     tokens count, by the mask of the chat template). Its state is its settings only, with the model's commit or a hash
@@ -161,7 +178,7 @@ class PerplexityScorer:
             raise ValueError(f"bos must be 'auto' or 'none', not {bos!r}.")
         if max_length is not None and max_length < 2:
             raise ValueError(f"max_length must be at least 2, not {max_length}.")
-        if stride is not None and not 1 <= stride < (max_length or LONGEST_CONTEXT):
+        if stride is not None and not 1 <= stride < (max_length or math.inf):
             raise ValueError(f"stride must be from 1 to max_length - 1, not {stride}.")
         self.model = model
         self.revision = revision
@@ -207,19 +224,24 @@ class PerplexityScorer:
         if state["revision"].startswith("sha256:"):
             self.revision = None
 
-    def __call__(self, rows: Mapping[str, Any], rank: int | None = None) -> dict[str, Any]:
+    def __call__(
+        self, rows: Mapping[str, Any], rank: int | None = None, *, progress: Callable[[int], object] | None = None
+    ) -> dict[str, Any]:
+        """Score one row or a batch; `progress` is called with the number of tokens done after each forward pass."""
         engine, tokenizer = self._load(rank)
         batch, single = _as_batch(rows, columns_to_score(rows, self.text_column))
         tokenized = tokenize_rows(batch, tokenizer, text_column=self.text_column, chat_template=self.chat_template)
-        max_length = self.max_length or context_length(engine.model)
+        max_length = context_length(engine.model, self.max_length)
         scored = score_rows(
             tokenized,
             engine,
             bos=bos_token(tokenizer, self.bos),
             max_length=max_length,
             stride=self.stride or max_length // 2,
+            progress=progress,
         )
-        return _single_row(scored) if single else _columns(scored)
+        columns = _columns(scored)
+        return {name: values[0] for name, values in columns.items()} if single else columns
 
     def _load(self, rank: int | None) -> tuple[LikelihoodEngine, PreTrainedTokenizerBase]:
         if self._loaded is None:
@@ -227,7 +249,9 @@ class PerplexityScorer:
 
             from .likelihood import LikelihoodEngine, load_model
 
-            if torch.cuda.is_available() and torch.cuda._is_in_bad_fork():
+            if os.getpid() != _IMPORTED_IN:  # OpenMP threads that the parent has used would hang here
+                torch.set_num_threads(1)
+            if self.device != "cpu" and torch.cuda.is_available() and torch.cuda._is_in_bad_fork():
                 raise RuntimeError(
                     "CUDA cannot be used in a forked process. Call `multiprocess.set_start_method('spawn')` before "
                     "`dataset.map(..., num_proc=..., with_rank=True)`, or leave num_proc out."
@@ -251,36 +275,23 @@ def _as_batch(rows: Mapping[str, Any], columns: Sequence[str]) -> tuple[dict[str
     values = {name: rows[name] for name in columns}
     first = values[columns[0]]
     if columns[0] == "messages":
-        single = first is not None and len(first) > 0 and isinstance(first[0], Mapping)
+        single = first is None or len(first) == 0 or isinstance(first[0], Mapping)
     else:
         single = not isinstance(first, list | tuple | np.ndarray)
     return ({name: [value] for name, value in values.items()} if single else values), single
 
 
-def _perplexities(scored: TextLikelihoods) -> list[float | None]:
+def _columns(scored: TextLikelihoods) -> dict[str, Any]:
     with np.errstate(over="ignore"):  # an infinite perplexity is allowed, and kept
         values = np.exp(scored.nll_sum / np.maximum(scored.num_tokens, 1))
-    return [float(value) if n else None for value, n in zip(values, scored.num_tokens)]
-
-
-def _columns(scored: TextLikelihoods) -> dict[str, Any]:
-    perplexity: Any = _perplexities(scored)
-    if all(value is None for value in perplexity):
-        perplexity = np.full(len(perplexity), np.nan)
+    empty = scored.num_tokens == 0
     return {
-        "perplexity": perplexity,
+        "perplexity": np.full(len(values), np.nan)
+        if empty.all()
+        else [None if nothing else value for value, nothing in zip(values.tolist(), empty)],
         "nll_sum": scored.nll_sum,
         "num_tokens": scored.num_tokens,
         "num_bytes": scored.num_bytes,
-    }
-
-
-def _single_row(scored: TextLikelihoods) -> dict[str, Any]:
-    return {
-        "perplexity": _perplexities(scored)[0],
-        "nll_sum": float(scored.nll_sum[0]),
-        "num_tokens": scored.num_tokens[0],
-        "num_bytes": scored.num_bytes[0],
     }
 
 

@@ -80,11 +80,11 @@ def windows(
 ) -> Iterator[tuple[list[int], Sequence[int]]]:
     """Cut a row into windows of at most `max_length` tokens: pairs of ids and counted positions, each position >= 1.
 
-    The first window starts with the BOS token if there is one; each later one repeats `stride` tokens as context, so
-    every token is scored exactly once.
+    The first window starts with the BOS token if there is one, which a chat template or the text itself may have put
+    there already; each later one repeats `stride` tokens as context, so every token is scored exactly once.
     """
     ids, counted = row.ids, np.asarray(row.counted, dtype=np.int64)
-    if bos is not None:
+    if bos is not None and ids[:1] != [bos]:
         ids, counted = [bos, *ids], counted + 1
     counted = counted[counted >= 1]
     if not len(counted):

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Write `text` (UTF-8): `path` holds either its old content or all of the new one, even after a power cut."""
+@contextmanager
+def written_aside(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a hidden path beside `path` to write to; once the block is through, sync it and rename it to `path`.
+
+    So `path` holds either its old content or all of the new one, even after a power cut.
+
+    ```python
+    with written_aside("train.parquet") as aside:
+        dataset.to_parquet(aside)
+    ```
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield aside
+        with open(aside, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)  # mkstemp makes private files; a result is as readable as any other file
         os.replace(aside, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Write `text` (UTF-8) to `path`, all of it or nothing."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def save_json(path: str | os.PathLike, payload: dict[str, Any], *, kind: str, version: int) -> None:
@@ -43,7 +56,7 @@ def load_json(path: str | os.PathLike, *, kind: str, version: int) -> dict[str, 
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); was it written by hf_ppl_select?") from error
     expected = f"hf_ppl_select/{kind}"
     found = document.get("kind") if isinstance(document, dict) else type(document).__name__

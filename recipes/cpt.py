@@ -62,8 +62,9 @@ class CptArguments:
 def main(script_args, training_args, model_args):
     from importlib.util import find_spec
 
-    from trl import SFTTrainer, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
+    from cpu_trainer import sft_trainer_class
     from hf_ppl_select.saving import save_json
     from hf_ppl_select.sources import load_texts
     from trainer_callbacks import PerplexityCallback
@@ -93,7 +94,7 @@ def main(script_args, training_args, model_args):
         "dtype": model_args.dtype,
     } | (training_args.model_init_kwargs or {})
 
-    trainer = SFTTrainer(
+    trainer = sft_trainer_class(training_args)(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=texts,

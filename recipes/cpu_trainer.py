@@ -1,0 +1,20 @@
+"""TRL's SFTTrainer, and what it needs to be quick on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from transformers import Trainer
+from trl import SFTTrainer
+
+
+class CpuSFTTrainer(SFTTrainer):
+    """The same loss from plain logits: TRL's fused LM head, made for GPUs, is slower than the model on a CPU."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+
+
+def sft_trainer_class(args) -> type[SFTTrainer]:
+    """`SFTTrainer` on a GPU; on a CPU the above, for the losses it computes."""
+    on_cpu = torch.device(args.device).type == "cpu"
+    return CpuSFTTrainer if on_cpu and args.loss_type == "nll" else SFTTrainer

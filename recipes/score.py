@@ -1,0 +1,151 @@
+"""
+Score a corpus: documents -> chunks -> the perplexity of each under a base model, and the corpus's landscape.
+
+# From a YAML file; options on the command line win
+```bash
+python recipes/score.py --config recipes/configs/score_medical.yaml
+```
+
+# Documents of the Hub or of a file, cut into chunks of 2,048 tokens that keep the column `title`
+```bash
+python recipes/score.py \
+    --dataset_name MedRAG/textbooks \
+    --text_column content \
+    --keep_columns title \
+    --model_name_or_path Qwen/Qwen3-0.6B-Base \
+    --output_dir outputs/scored
+```
+
+With `--chunk_length 0` rows are scored as they are: texts, `prompt` and `completion`, or `messages`. Killed and
+started again, the same command goes on after the last finished shard. `load_dataset(output_dir)` works once every
+chunk is scored; beside the data are landscape.json and, with matplotlib, landscape.png.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ScoreArguments:
+    dataset_name: str = field(
+        metadata={"help": "A Hub dataset, a folder of `save_to_disk`, or a .parquet, .jsonl, .csv or .txt file."}
+    )
+    output_dir: str = field(metadata={"help": "Where the scored chunks go."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to score, e.g. train[:1000]."})
+    text_column: str = field(default="text", metadata={"help": "Column with the text."})
+    chunk_length: int = field(default=2048, metadata={"help": "Tokens in a chunk; 0: each row is a chunk already."})
+    separator: str = field(
+        default="\n\n", metadata={"help": "Put between documents to join them; 'none' keeps documents apart."}
+    )
+    keep_columns: list[str] = field(
+        default_factory=list, metadata={"help": "Columns that chunks keep; only documents equal in them are joined."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Causal LM; default: HF_PPL_SELECT_MODEL, else HuggingFaceTB/SmolLM2-135M."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Hub branch, tag or commit of the model."})
+    dtype: str = field(default="auto", metadata={"help": "Of the weights; auto keeps the checkpoint's own."})
+    bos: str = field(default="auto", metadata={"help": "auto scores the first token too, after a BOS; or none."})
+    max_length: int | None = field(default=None, metadata={"help": "Longest window; default: the model's positions."})
+    chat_template_file: str | None = field(
+        default=None, metadata={"help": "For messages: a Jinja template with {%% generation %%} marks."}
+    )
+    max_batch_tokens: int | None = field(default=None, metadata={"help": "Padded tokens in one forward pass."})
+    shard_size: int = field(default=1000, metadata={"help": "Chunks in a shard: what a kill can lose."})
+    overwrite: bool = field(default=False, metadata={"help": "Start anew where output_dir has other settings."})
+
+    def __post_init__(self):
+        self.keep_columns = [self.keep_columns] if isinstance(self.keep_columns, str) else self.keep_columns
+        for name, least in (("chunk_length", 0), ("shard_size", 1)):
+            if type(value := getattr(self, name)) is not int or value < least:
+                raise ValueError(f"{name} must be a whole number, at least {least}, not {value!r}.")
+
+
+def main(args):
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    import pyarrow as pa
+    from tqdm import tqdm
+    from transformers import AutoTokenizer
+
+    from hf_ppl_select import PerplexityLandscape, chunk_documents
+    from hf_ppl_select.perplexity import SCORE_COLUMNS, PerplexityScorer
+    from hf_ppl_select.rows import columns_to_score
+    from hf_ppl_select.shards import ShardedOutput, hash_rows
+    from hf_ppl_select.sources import load_rows
+
+    scorer = PerplexityScorer(
+        args.model_name_or_path,
+        revision=args.model_revision,
+        text_column="text" if args.chunk_length else args.text_column,
+        bos=args.bos,
+        max_length=args.max_length,
+        dtype=args.dtype,
+        max_batch_tokens=args.max_batch_tokens,
+        chat_template=args.chat_template_file and Path(args.chat_template_file).read_text(encoding="utf-8"),
+    )
+    settings = scorer.settings() | vars(args)
+    for name in ("output_dir", "overwrite", "max_batch_tokens"):  # decide nothing in the data
+        del settings[name]
+
+    # Documents -> chunks
+    documents = chunks = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
+    if args.chunk_length:
+        chunking = {
+            "tokenizer": AutoTokenizer.from_pretrained(scorer.model_name, revision=args.model_revision),
+            "max_length": args.chunk_length,
+            "text_column": args.text_column,
+            "separator": None if args.separator == "none" else args.separator,
+            "keep_columns": args.keep_columns,
+        }
+        chunks = documents.map(
+            chunk_documents, batched=True, remove_columns=documents.column_names, fn_kwargs=chunking, desc="Chunk"
+        )
+    chunks = chunks.remove_columns([name for name in SCORE_COLUMNS if name in chunks.column_names])
+    columns = list(columns_to_score(dict.fromkeys(chunks.column_names), scorer.text_column)) if len(chunks) else []
+    if not any(any(batch[columns[-1]]) for batch in chunks.select_columns(columns).iter(1000)):
+        raise ValueError(f"{args.dataset_name} has no text: all of its {len(documents)} rows are empty.")
+
+    # Go on with what an earlier run of the same settings has finished
+    settings |= {"num_chunks": len(chunks), "chunks_sha256": hash_rows(chunks)}
+    starts = range(0, len(chunks), args.shard_size)
+    output = ShardedOutput.open(args.output_dir, len(starts), settings, overwrite=args.overwrite)
+    missing = {index: range(starts[index], len(chunks))[: args.shard_size] for index in output.missing}
+    print(f"{len(chunks)} chunks in {len(starts)} shards, of which {len(missing)} are still to score.", flush=True)
+    if missing:  # a landscape would be of data that is overwritten
+        (output.folder / "landscape.json").unlink(missing_ok=True)
+
+    # Score. The bar counts tokens; how many there will be is extrapolated from the shards that are done
+    done, todo = 0, sum(map(len, missing.values()))
+    with tqdm(total=todo * args.chunk_length or None, desc="Score", unit=" tokens", unit_scale=True) as bar:
+        for index, positions in missing.items():
+            shard = chunks.select(positions)
+            for name, values in scorer(shard.select_columns(columns)[:], progress=bar.update).items():
+                shard = shard.add_column(name, pa.array(values, from_pandas=True))  # NaN becomes null
+            output.write(index, shard)
+            done += len(shard)
+            bar.total = bar.n * todo // done
+
+    # The data as a whole, and its landscape
+    landscape = PerplexityLandscape.from_dataset(output.read(["perplexity", "num_tokens"]), model=scorer.model_name)
+    output.publish()
+    if find_spec("matplotlib"):
+        from hf_ppl_select.plots import plot_landscape
+
+        plot_landscape(landscape, path=output.folder / "landscape.png")
+    landscape.save(output.folder / "landscape.json")
+    print(f"{landscape}\n{landscape.num_skipped} chunks are empty. Saved to {output.folder}.")
+
+
+def make_parser():
+    from trl import TrlParser
+
+    return TrlParser(ScoreArguments)
+
+
+if __name__ == "__main__":
+    from command_line import parse_options, run
+
+    (args,) = parse_options(make_parser())
+    run(lambda: main(args))
