@@ -116,8 +116,9 @@ def find_optimum(
 ) -> Optimum:
     """The attainable and trusted (mu, sigma) with the least predicted loss.
 
-    A law without sigma (log_parabola in log space) leaves it free: it stays as near the corpus's own as can be. A law
-    without features (data_only) has nothing to choose: its optimum is a random subset.
+    A law without sigma (log_parabola in log space) leaves it free. It is then as near as can be to the spread of the
+    corpus's bulk, which is the corpus's own where nll is normal, and where it is not, leaves out the junk in the tails.
+    A law without features (data_only) has nothing to choose: its optimum is a random subset.
 
     Args:
         law: a fitted law.
@@ -140,7 +141,7 @@ def find_optimum(
     if not terms:
         mu, sigma, kind = random_mu, random_sigma, "interior"
     else:
-        free_sigma = None if any(term.needs_sigma for term in terms) else random_sigma
+        free_sigma = None if any(term.needs_sigma for term in terms) else _bulk_sigma(landscape, law.space)
         mu, sigma, kind = _search(law, _Slices(region, trusted_region(law)), free_sigma)
 
     X = law.design_matrix([mu, random_mu], [sigma, random_sigma], num_tokens)
@@ -163,6 +164,13 @@ def find_optimum(
         within_noise=bool(low <= 0 or gain < law.residual_std),
         extrapolation=float(num_tokens / law.num_tokens_range[1]),
     )
+
+
+def _bulk_sigma(landscape: PerplexityLandscape, space: str) -> float:
+    """The standard deviation of the normal distribution that has the corpus's quartiles."""
+    quartiles = landscape.quantile([0.25, 0.75])
+    first, third = np.log(quartiles) if space == "log" else quartiles
+    return float(third - first) / (2 * 0.674490)
 
 
 @dataclass(frozen=True, eq=False)
