@@ -117,7 +117,7 @@ def find_optimum(
     """The attainable and trusted (mu, sigma) with the least predicted loss.
 
     A law without sigma (log_parabola in log space) leaves it free. It is then as near as can be to the spread of the
-    corpus's bulk, which is the corpus's own where nll is normal, and where it is not, leaves out the junk in the tails.
+    corpus's bulk: the corpus's own where nll is normal, and where it is not, one that leaves out junk in the tails.
     A law without features (data_only) has nothing to choose: its optimum is a random subset.
 
     Args:

@@ -15,6 +15,8 @@ OUR_FOLDERS = ("hf_ppl_select", "trainer_callbacks", "recipes")
 
 def parse_options(parser: Any, args: list[str] | None = None) -> tuple:
     """The dataclasses of a `TrlParser`, from the command line and `--config FILE`; an unknown option or key fails."""
+    if (sys.argv[1:] if args is None else args)[-1:] == ["--config"]:
+        parser.exit(2, f"{parser.prog}: error: --config needs a YAML file.\n")
     try:
         return parser.parse_args_and_config(args=args)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:

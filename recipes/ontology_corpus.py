@@ -191,7 +191,7 @@ def write_corpus(
     num_held_out: int = 200,
     num_questions: int = 100,
     num_general: int = 60,
-    dirty: float = 1 / 3,
+    dirty: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Path]:
     """Write `documents`, `held_out`, `general` and `questions` as .jsonl files into `folder`; returns their paths."""

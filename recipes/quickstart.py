@@ -32,8 +32,8 @@ class QuickstartArguments:
         default=None, metadata={"help": "Hub dataset, folder or file. Default: ontology."}
     )
     text_column: str = field(default="text", metadata={"help": "Its column with the text."})
-    dirty: float = field(default=1 / 3, metadata={"help": "Share of dirt in the ontology corpus; 0 leaves it clean."})
-    num_documents: int = field(default=1800, metadata={"help": "Documents to take, besides dirt and held-out ones."})
+    dirty: float = field(default=0.5, metadata={"help": "Share of dirt in the ontology corpus; 0 leaves it clean."})
+    num_documents: int = field(default=1500, metadata={"help": "Documents to take, besides dirt and held-out ones."})
     chunk_length: int = field(default=128, metadata={"help": "Tokens in a chunk."})
     num_probes: int = field(default=6, metadata={"help": "Probe runs for the law, one of them random."})
     probe_tokens: int = field(default=6144, metadata={"help": "Tokens each probe trains on."})

@@ -11,6 +11,7 @@ import numpy as np
 
 from hf_ppl_select import PerplexityLandscape, ScalingLaw
 from hf_ppl_select.benchmarks import BenchmarkResults
+from hf_ppl_select.plots import plot_landscape
 from hf_ppl_select.saving import load_json, save_json, write_atomically
 from hf_ppl_select.sources import load_rows
 from probe_runs import format_comparison
@@ -63,6 +64,8 @@ def write_report(
         "random": [run for run in runs if "random" in run],
         "selected": [run for run in runs if "maxent" in run],
     }
+    selected = PerplexityLandscape.from_dataset(load_rows(str(folder / "maxent")))
+    plot_landscape(landscape, subset=selected, path=folder / "landscape.png")
     sections = [
         "# Quickstart: did selecting by perplexity pay?",
         _setting(args, landscape),
@@ -70,7 +73,7 @@ def write_report(
         _results_table(folder / "evaluations", groups, args.num_seeds),
         "## What was selected",
         _composition_table(folder),
-        "![landscape](scored/landscape.png)",
+        "![landscape](landscape.png)",
         "## What the law said",
         f"```\n{format_comparison(forms)}\n\n{law}\n\n{law.optimum(landscape, args.num_tokens)}\n```",
         _predictions(folder, law, groups),

@@ -22,9 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from trl import TrlParser
-
 
 @dataclass
 class BenchmarkOptions:
@@ -49,32 +46,21 @@ class BenchmarkOptions:
     )
 
 
-def main() -> None:
-    parser = TrlParser(BenchmarkOptions, description=__doc__.split("\n")[0])
-    try:
-        (options,) = parser.parse_args_and_config()
-    except (OSError, ValueError, yaml.YAMLError) as error:  # no such file, not YAML, or an unknown option
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
-
+def main(options):
     from hf_ppl_select.benchmarks import BenchmarkResults, markdown_table, read_benchmarks, run_benchmarks
     from hf_ppl_select.likelihood import LikelihoodEngine, load_model
 
     # What can be wrong is found before the model runs: names, files, rows, where to save, what to compare with.
-    try:
-        data_files = dict(entry.partition("=")[::2] for entry in options.data_files or [])
-        if not all(data_files.values()):
-            raise ValueError(
-                f"data_files must be entries like medmcqa=path/to/file.parquet, not {options.data_files}."
-            )
-        chosen = {"data_dir": options.data_dir, "data_files": data_files, "limit": options.limit, "seed": options.seed}
-        read_benchmarks(options.benchmarks, **chosen)
-        earlier = BenchmarkResults.load(options.compare_with) if options.compare_with else None
-        if Path(options.output).is_dir():
-            raise IsADirectoryError(f"output must be a file, and {options.output} is a folder.")
-        model, tokenizer = load_model(options.model, dtype=options.dtype)
-        engine = LikelihoodEngine(model, max_batch_tokens=options.max_batch_tokens)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    data_files = dict(entry.partition("=")[::2] for entry in options.data_files or [])
+    if not all(data_files.values()):
+        raise ValueError(f"data_files must be entries like medmcqa=path/to/file.parquet, not {options.data_files}.")
+    chosen = {"data_dir": options.data_dir, "data_files": data_files, "limit": options.limit, "seed": options.seed}
+    read_benchmarks(options.benchmarks, **chosen)
+    earlier = BenchmarkResults.load(options.compare_with) if options.compare_with else None
+    if Path(options.output).is_dir():
+        raise IsADirectoryError(f"output must be a file, and {options.output} is a folder.")
+    model, tokenizer = load_model(options.model, dtype=options.dtype)
+    engine = LikelihoodEngine(model, max_batch_tokens=options.max_batch_tokens)
 
     results = run_benchmarks(model, tokenizer, options.benchmarks, engine=engine, **chosen)
     results.save(options.output)
@@ -90,5 +76,14 @@ def main() -> None:
     print(f"\nSaved to {options.output}; intervals are 95 % bootstrap over questions.")
 
 
+def make_parser():
+    from trl import TrlParser
+
+    return TrlParser(BenchmarkOptions, description=__doc__.split("\n")[0])
+
+
 if __name__ == "__main__":
-    main()
+    from command_line import parse_options, run
+
+    (options,) = parse_options(make_parser())
+    run(lambda: main(options))

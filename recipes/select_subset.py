@@ -34,7 +34,6 @@ python recipes/select_subset.py \
 `load_dataset(output_dir, split="train")` gives the subset back; beside it: selection.json, law.json, landscape.json.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,12 +143,7 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    import yaml
+    from command_line import parse_options, run
 
-    parser = make_parser()
-    if sys.argv[-1] == "--config":
-        parser.error("--config needs a YAML file.")
-    try:
-        main(*parser.parse_args_and_config())
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:  # bad input, a full disk, the Hub
-        parser.exit(2, f"{parser.prog}: error: {error.args[0] if isinstance(error, KeyError) else error}\n")
+    options = parse_options(make_parser())
+    run(lambda: main(*options))
