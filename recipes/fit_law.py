@@ -114,7 +114,9 @@ def main(script_args, training_args, model_args):
 def make_parser():
     from trl import ModelConfig, SFTConfig, TrlParser
 
-    parser = TrlParser((FitLawArguments, SFTConfig, ModelConfig))
+    parser = TrlParser(
+        (FitLawArguments, SFTConfig, ModelConfig), description=__doc__.strip().partition(":")[0], allow_abbrev=False
+    )
     parser.set_defaults_with_config(
         lr_scheduler_type="constant",  # so that a prefix of a run is a run of its own
         learning_rate=1.0e-4,

@@ -73,6 +73,9 @@ def main(args):
 
     model = args.model or str(offline_model())
     texts = prepare_texts(folder / "texts", args)
+    source = {"source": args.dataset_name or "the Human Phenotype Ontology (hpo.jax.org), with dirt added"}
+    if args.dataset_name is None:
+        source["license"] = "other"
     scored, law = folder / "scored", folder / "law"
     training = {
         "model_name_or_path": model,
@@ -89,7 +92,6 @@ def main(args):
         "scored/landscape.json",
         score,
         dataset_name=texts["documents"],
-        text_column=args.text_column,
         model_name_or_path=model,
         chunk_length=args.chunk_length,
         keep_columns="kind",
@@ -118,6 +120,7 @@ def main(args):
             num_tokens=args.num_tokens,
             seed=args.seed,
             output_dir=folder / strategy,
+            **source,
         )
         for seed in range(args.seed, args.seed + args.num_seeds):
             run = f"cpt-{strategy}-{seed}"
@@ -146,7 +149,7 @@ def main(args):
 def make_parser():
     from trl import TrlParser
 
-    return TrlParser(QuickstartArguments)
+    return TrlParser(QuickstartArguments, description=__doc__.strip().partition(":")[0], allow_abbrev=False)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def main(options):
 def make_parser():
     from trl import TrlParser
 
-    return TrlParser(BenchmarkOptions, description=__doc__.split("\n")[0])
+    return TrlParser(BenchmarkOptions, description=__doc__.split("\n")[0], allow_abbrev=False)
 
 
 if __name__ == "__main__":

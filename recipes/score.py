@@ -141,7 +141,7 @@ def main(args):
 def make_parser():
     from trl import TrlParser
 
-    return TrlParser(ScoreArguments)
+    return TrlParser(ScoreArguments, description=__doc__.strip().splitlines()[0], allow_abbrev=False)
 
 
 if __name__ == "__main__":

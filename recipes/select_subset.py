@@ -139,7 +139,7 @@ def summarize(selection) -> str:
 def make_parser():
     from trl import TrlParser
 
-    return TrlParser(SelectArguments, description=__doc__.strip().splitlines()[0])
+    return TrlParser(SelectArguments, description=__doc__.strip().splitlines()[0], allow_abbrev=False)
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def test_an_unknown_key_stops_the_recipe(tmp_path):
         ("sft", {"dataset_name": "unanswered.jsonl"}, "has no answer to train on in any of its 2 rows"),
     ],
 )
-def test_bad_input_is_one_clear_error(recipe, options, message, tmp_path, monkeypatch):
+def test_bad_input_is_one_clear_error(recipe, options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "corpus.jsonl", [{"text": text, "n": 1} for text in TEXTS])
     write_jsonl(tmp_path / "blank.jsonl", [{"text": ""}, {"text": " "}])
@@ -255,7 +255,8 @@ def test_bad_input_is_one_clear_error(recipe, options, message, tmp_path, monkey
     monkeypatch.setattr(sys, "argv", [f"{recipe}.py", "--config", "config.yaml"])
     with pytest.raises(SystemExit) as exit:
         runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"), run_name="__main__")
-    assert message in exit.value.code and "\n" not in exit.value.code.strip()
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and message in error.splitlines()[-1] and "Traceback" not in error
     assert not (tmp_path / "out").exists()
 
 
