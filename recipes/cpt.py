@@ -67,7 +67,7 @@ def main(script_args, training_args, model_args):
     from cpu_trainer import sft_trainer_class
     from hf_ppl_select.saving import save_json
     from hf_ppl_select.sources import load_texts
-    from trainer_callbacks import PerplexityCallback
+    from trainer_callbacks import PerplexityCallback, TokensPerSecondCallback
 
     # What can be wrong is found before the model loads
     if model_args.model_name_or_path is None:
@@ -102,6 +102,7 @@ def main(script_args, training_args, model_args):
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    TokensPerSecondCallback.replace_bar_of(trainer)
     if held_out:
         trainer.add_callback(PerplexityCallback(trainer, held_out, every_n_steps=script_args.perplexity_steps))
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

@@ -67,7 +67,7 @@ def run_probe(
 
     from cpu_trainer import sft_trainer_class
     from hf_ppl_select import select_subset
-    from trainer_callbacks import ScalingLawCallback
+    from trainer_callbacks import ScalingLawCallback, TokensPerSecondCallback
 
     points = folder / "points.jsonl"
     if points.exists():
@@ -93,6 +93,7 @@ def run_probe(
         peft_config=get_peft_config(model_args),
     )
     trainer.add_callback(ScalingLawCallback(trainer, points, probe.run, ladder=ladder, moments=moments, **held_out))
+    TokensPerSecondCallback.replace_bar_of(trainer)
     trainer.train()
     del trainer
     gc.collect()

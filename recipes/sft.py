@@ -74,7 +74,7 @@ def main(script_args, training_args, model_args):
     from cpu_trainer import sft_trainer_class
     from hf_ppl_select.saving import save_json
     from hf_ppl_select.sources import load_answers, load_texts
-    from trainer_callbacks import PerplexityCallback
+    from trainer_callbacks import PerplexityCallback, TokensPerSecondCallback
 
     # What can be wrong is found before the model loads
     if model_args.model_name_or_path is None:
@@ -110,6 +110,7 @@ def main(script_args, training_args, model_args):
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    TokensPerSecondCallback.replace_bar_of(trainer)
     if held_out:
         # To count the assistant's tokens of messages, the chat template must mark them.
         template = get_training_chat_template(trainer.processing_class) if "messages" in rows.column_names else None

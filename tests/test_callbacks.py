@@ -1,31 +1,23 @@
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from hf_ppl_select.benchmarks import run_benchmarks
 from hf_ppl_select.likelihood import LikelihoodEngine
 from hf_ppl_select.perplexity import evaluate_perplexity
-from trainer_callbacks import BenchmarkCallback, PerplexityCallback, ScalingLawCallback
+from trainer_callbacks import BenchmarkCallback, PerplexityCallback, ScalingLawCallback, TokensPerSecondCallback
 
 TRAIN = [f"Fever and cough number {i} are treated with rest, tea and {i % 7} tablets." for i in range(48)]
 DOMAIN = ["Hypertension is treated with diuretics.", "The patient had a cough.", "No fever."]
 GENERAL = ["The capital of France is Paris.", "Letters and numbers 1 2 3."]
 HELD_OUT = {"domain": DOMAIN, "general": GENERAL}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost more than they bring for models this small, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_trainer(kind, model, tokenizer, folder, **options):
@@ -350,3 +342,18 @@ def test_bad_law_options(tiny_model, tiny_tokenizer, tmp_path):
     trainer.args.include_num_input_tokens_seen = "no"
     with pytest.raises(ValueError, match="does not count the tokens"):
         ScalingLawCallback(trainer, tmp_path / "p", "r", DOMAIN, **options)
+
+
+def test_the_bar_shows_tokens_per_second(tiny_model, tiny_tokenizer, tmp_path, capsys):
+    options = {"disable_tqdm": False, "include_num_input_tokens_seen": "non_padding"}
+    trainer = make_trainer("sft", tiny_model, tiny_tokenizer, tmp_path, **options)
+    TokensPerSecondCallback.replace_bar_of(trainer)
+    trainer.train()
+    bar = capsys.readouterr().err
+    assert re.search(r"[1-9][\d,]* tokens/s\]", bar)
+    assert sum(isinstance(callback, ProgressCallback) for callback in trainer.callback_handler.callbacks) == 1
+
+    uncounted = make_trainer("sft", tiny_model, tiny_tokenizer, tmp_path, disable_tqdm=False)
+    before = [type(callback) for callback in uncounted.callback_handler.callbacks]
+    TokensPerSecondCallback.replace_bar_of(uncounted)
+    assert [type(callback) for callback in uncounted.callback_handler.callbacks] == before

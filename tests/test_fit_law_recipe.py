@@ -11,25 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = str(ROOT / "recipes" / "fit_law.py")
-WORDS = (
-    "fever",
-    "cough",
-    "pain",
-    "heart",
-    "lung",
-    "kidney",
-    "acute",
-    "chronic",
-    "the",
-    "of",
-    "and",
-    "in",
-    "with",
-    "patients",
-    "treatment",
-    "dose",
-    "risk",
-)
+WORDS = "fever cough pain heart lung kidney acute chronic the of and in with patients treatment dose risk"
 
 
 def fit_law(*options, cwd):
@@ -45,8 +27,8 @@ def scored(tmp_path, tiny_model_dir):
 
     from hf_ppl_select import PerplexityScorer
 
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS[: rng.integers(2, len(WORDS))], size=12)) for _ in range(240)]
+    rng, words = np.random.default_rng(0), WORDS.split()
+    texts = [" ".join(rng.choice(words[: rng.integers(2, len(words))], size=12)) for _ in range(240)]
     dataset = Dataset.from_dict({"text": texts})
     dataset.map(PerplexityScorer(tiny_model_dir), batched=True).to_parquet(tmp_path / "scored.parquet")
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:10]))

@@ -12,25 +12,7 @@ import pytest
 from loopback_hub import LoopbackHub
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = (
-    "fever",
-    "cough",
-    "pain",
-    "heart",
-    "lung",
-    "kidney",
-    "acute",
-    "chronic",
-    "the",
-    "of",
-    "and",
-    "in",
-    "with",
-    "patients",
-    "treatment",
-    "dose",
-    "risk",
-)
+WORDS = "fever cough pain heart lung kidney acute chronic the of and in with patients treatment dose risk"
 
 
 def snippets():
@@ -56,9 +38,9 @@ def place(tmp_path, tiny_model, tiny_tokenizer):
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
 
-    rng = np.random.default_rng(0)
+    rng, words = np.random.default_rng(0), WORDS.split()
     # Words of varied rarity, so that chunks differ in perplexity
-    texts = [" ".join(rng.choice(WORDS[: rng.integers(2, len(WORDS))], size=150)) for _ in range(150)]
+    texts = [" ".join(rng.choice(words[: rng.integers(2, len(words))], size=150)) for _ in range(150)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     chunks = Dataset.from_dict(
         chunk_documents({"text": texts}, tiny_tokenizer, 128)  # what the first snippet will make

@@ -7,6 +7,7 @@ Each takes the trainer first, and is added to it:
 
 from .benchmark_callback import BenchmarkCallback
 from .perplexity_callback import PerplexityCallback
+from .progress_callback import TokensPerSecondCallback
 from .scaling_law_callback import ScalingLawCallback
 
-__all__ = ["BenchmarkCallback", "PerplexityCallback", "ScalingLawCallback"]
+__all__ = ["BenchmarkCallback", "PerplexityCallback", "ScalingLawCallback", "TokensPerSecondCallback"]
