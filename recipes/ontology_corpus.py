@@ -194,14 +194,14 @@ def write_corpus(
     dirty: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Path]:
-    """Write `documents`, `held_out`, `general` and `questions` as .jsonl files into `folder`; returns their paths."""
+    """Write `documents`, `held_out`, `general` and `ontology_questions` as .jsonl files into `folder`; returns their paths."""
     training, families = split_terms(read_terms(), num_held_out, seed)
     held_out = _grouped((term.text for family in families for term in family), 500, "\n\n")
     tables = {
         "documents": make_documents(training, num_definitions, dirty, seed),
         "held_out": [{"text": text} for text in held_out],
         "general": [{"text": text} for text in general_texts(num_general, seed)],
-        "questions": make_questions(families, num_questions, seed),
+        "ontology_questions": make_questions(families, num_questions, seed),
     }
     paths = {name: Path(folder, f"{name}.jsonl") for name in tables}
     for name, rows in tables.items():

@@ -45,7 +45,7 @@ def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path)
         scored = evaluate_perplexity(model, tokenizer, load_rows(str(texts[name]))["text"][:], engine=engine)
         found[name] = {"nll_sum": scored.nll_sum.tolist(), "num_tokens": scored.num_tokens.tolist()}
         print(f"{TEXT_SETS[name]} {scored.nll_per_token:.4f} nats per token", flush=True)
-    benchmarks = [str(texts["questions"])] if "questions" in texts else []
+    benchmarks = [str(texts["ontology_questions"])] if "ontology_questions" in texts else []
     run_benchmarks(model, tokenizer, [*benchmarks, "general_questions"], engine=engine).save(
         folder / "benchmarks.json"
     )
@@ -129,7 +129,7 @@ def _results_table(folder: Path, groups: dict[str, list[str]], num_seeds: int) -
     seeds = "one training run each" if num_seeds == 1 else f"the mean of {num_seeds} training runs each"
     note = (
         "95 % intervals by bootstrap over texts or questions, the last ones paired. They do not cover the training "
-        f"seed ({seeds}); runs of this size repeat to about ± 0.01 nats."
+        f"seed ({seeds}); two draws of chunks alone can differ by 0.01 to 0.02 nats."
     )
     return "\n".join(lines) + f"\n\n{note}"
 

@@ -57,7 +57,7 @@ def test_a_seed_gives_the_same_files_again(tmp_path):
     options = {"num_definitions": 100, "num_held_out": 40, "num_questions": 20, "num_general": 10}
     first, again = (write_corpus(tmp_path / name, **options, seed=3) for name in ("a", "b"))
     other = write_corpus(tmp_path / "c", **options, seed=4)
-    for name in ("documents", "held_out", "general", "questions"):
+    for name in ("documents", "held_out", "general", "ontology_questions"):
         assert first[name].read_bytes() == again[name].read_bytes() != other[name].read_bytes()
 
 
@@ -65,7 +65,7 @@ def test_questions_ask_for_a_held_out_term_among_its_siblings(terms, tmp_path):
     paths = write_corpus(tmp_path, num_definitions=100, num_questions=30)
     families = split_terms(terms, 200, seed=0)[1]
     by_name = {term.name: (term, family) for family in families for term in family}
-    questions = read(paths["questions"])
+    questions = read(paths["ontology_questions"])
     assert len(questions) == 30
     for question in questions:
         assert len(set(question["choices"])) == 4
