@@ -93,15 +93,13 @@ def windows(
         yield ids, counted
         return
     logger.info("A text of %d tokens is scored in windows of %d.", len(row.ids), max_length)
-    start, end = 0, min(max_length, len(ids))
-    scored_to = 1
+    start, end, scored = 0, max_length, 0
     while True:
-        inside = counted[(counted >= scored_to) & (counted < end)]
-        if len(inside):
-            yield ids[start:end], inside - start
+        before, scored = scored, int(np.searchsorted(counted, end))  # positions rise: no scan of a book per window
+        if scored > before:
+            yield ids[start:end], counted[before:scored] - start
         if end == len(ids):
             return
-        scored_to = end
         start = end - stride
         end = min(start + max_length, len(ids))
 
