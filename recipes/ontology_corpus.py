@@ -194,7 +194,7 @@ def write_corpus(
     dirty: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Path]:
-    """Write `documents`, `held_out`, `general` and `ontology_questions` as .jsonl files into `folder`; returns their paths."""
+    """Write documents, held_out, general and ontology_questions as .jsonl files into `folder`; returns their paths."""
     training, families = split_terms(read_terms(), num_held_out, seed)
     held_out = _grouped((term.text for family in families for term in family), 500, "\n\n")
     tables = {
