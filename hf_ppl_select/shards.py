@@ -92,7 +92,16 @@ class ShardedOutput:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return pa.concat_tables(pq.read_table(path, columns=list(columns)) for path in self.paths).to_pydict()
+        def tables():
+            return [pq.read_table(path, columns=list(columns)) for path in self.paths]
+
+        try:
+            found = tables()
+        except FileNotFoundError:
+            if not self.published:
+                raise
+            found = tables()  # another process with the same settings published the shards meanwhile
+        return pa.concat_tables(found).to_pydict()
 
     def publish(self) -> None:
         """Make `data` of the shards, in one step; nothing happens where that is done.

@@ -336,3 +336,18 @@ def test_equal_rows_have_equal_hashes(tmp_path):
     assert hash_rows(rows) == hash_rows(rows.select(range(2100)[::-1]).select(range(2100)[::-1]))
     others = [rows.select(range(2099)), rows.shuffle(seed=0), rows.rename_column("n", "m"), rows.remove_columns("n")]
     assert len({hash_rows(other) for other in [rows, *others]}) == 5
+
+
+def test_shards_that_another_process_publishes_meanwhile_are_read(tmp_path, monkeypatch):
+    from datasets import Dataset
+
+    from hf_ppl_select.shards import ShardedOutput
+
+    output = ShardedOutput.open(tmp_path / "out", 2, {"seed": 0})
+    for index in range(2):
+        output.write(index, Dataset.from_dict({"n": [index]}))
+    unfinished = output.paths
+    output.publish()
+    stale = [unfinished, output.paths]
+    monkeypatch.setattr(ShardedOutput, "paths", property(lambda self: stale.pop(0)))
+    assert output.read(["n"]) == {"n": [0, 1]} and not stale
