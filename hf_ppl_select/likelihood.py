@@ -165,16 +165,19 @@ class LikelihoodEngine:
             raise ValueError("Position 0 cannot count: nothing comes before it. Prepend a BOS token, or leave it out.")
         targets = torch.from_numpy(input_ids[rows, columns]).to(self.device)
         at = torch.from_numpy(rows).to(self.device), torch.from_numpy(columns - 1).to(self.device)
-        outputs = self._forward(torch.from_numpy(input_ids).to(self.device))[at]
-        losses = self._tiled_losses(outputs, targets) if self.tiled_head else _losses_of_logits(outputs, targets)
+        losses = self.losses(self.outputs(torch.from_numpy(input_ids).to(self.device))[at], targets)
         return np.bincount(rows, weights=losses.double().cpu().numpy(), minlength=len(sequences))
 
-    def _forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def outputs(self, input_ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Hidden states `[batch, length, hidden]`, or the model's own logits where the tiled head does not apply."""
         with self._autocast():
             if self.tiled_head:
-                return self.causal_lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-            return self.model(input_ids=input_ids, use_cache=False).logits
+                return self.causal_lm.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+            return self.model(input_ids=input_ids, use_cache=False, **inputs).logits
+
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """-log p of each target `[n]`, float32, from the outputs one token before it, `[n, hidden or vocabulary]`."""
+        return self._tiled_losses(outputs, targets) if self.tiled_head else _losses_of_logits(outputs, targets)
 
     def _autocast(self):
         return torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else nullcontext()
