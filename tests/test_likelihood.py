@@ -1,6 +1,8 @@
 """LikelihoodEngine against plain logits: architectures, batching, tiles, adapters, autocast."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ import torch
 import transformers
 from torch import nn
 
+from hf_ppl_select import likelihood, lm_head, packed_attention
 from hf_ppl_select.likelihood import LikelihoodEngine, load_model
+from hf_ppl_select.model_loading import default_batch_tokens
+from hf_ppl_select.packed_attention import PackedLayout
 
 VOCAB = 103
 SMALL = {
@@ -98,18 +103,123 @@ def plain_nll(model, sequences) -> np.ndarray:
 def test_every_architecture_gives_its_own_loss_without_full_logits(name, sequences):
     model = make_model(*ARCHITECTURES[name])
     engine = LikelihoodEngine(model, max_batch_tokens=150)
-    engine.tile_elements = 7 * VOCAB  # seven positions a tile
+    engine.head.tile_elements = 7 * VOCAB  # seven positions a tile
     nll = engine.nll(sequences, all_but_first(sequences))
     assert engine.tiled_head, "the fast path should know this architecture"
     np.testing.assert_allclose(nll, plain_nll(model, sequences), rtol=1e-5)
     assert nll[7] == 0.0  # one token: nothing to score
 
 
+@pytest.fixture
+def packing(monkeypatch):
+    """Pack also in float32, where exactness shows."""
+    monkeypatch.setattr(LikelihoodEngine, "_packing_pays", lambda self: True)
+
+
+NEVER_PACKED = {
+    "falcon_h1, head multiplier, hybrid": "carries a state",
+    "mamba, state space": "carries a state",
+    "bloom, alibi": "has biases",
+    "gemma2, softcap": "caps its scores",
+    "gptj, head bias": "has an attention of its own",
+    "mistral, sliding window": "has a window shorter than the check",
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_packed_rows_give_what_each_text_gives_alone(name, sequences, packing, monkeypatch):
+    monkeypatch.setattr(packed_attention, "TILE", 16)  # texts end within tiles and span several
+    model = make_model(*ARCHITECTURES[name])
+    attention = model.config._attn_implementation
+    engine = LikelihoodEngine(model, max_batch_tokens=150)
+    nll = engine.nll(sequences, all_but_first(sequences))
+    assert engine.packs == (name not in NEVER_PACKED)
+    np.testing.assert_allclose(nll, plain_nll(model, sequences), rtol=1e-5)
+    assert model.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 64, 150, 10_000])
+def test_packed_rows_do_not_depend_on_batches_order_or_neighbours(sequences, max_batch_tokens, packing, monkeypatch):
+    monkeypatch.setattr(packed_attention, "TILE", 8)
+    engine = LikelihoodEngine(make_model("Qwen3Config", SMALL | GROUPED), max_batch_tokens=max_batch_tokens)
+    nll = engine.nll(sequences, all_but_first(sequences))
+    np.testing.assert_allclose(nll, plain_nll(engine.model, sequences), rtol=1e-5)
+    order = np.random.default_rng(1).permutation(len(sequences))
+    shuffled = [sequences[i] for i in order]
+    np.testing.assert_allclose(engine.nll(shuffled, all_but_first(shuffled)), nll[order], rtol=1e-6)
+
+
+def test_texts_beyond_a_sliding_window_are_not_packed(sequences, packing, monkeypatch):
+    layouts = []
+    monkeypatch.setattr(likelihood, "PackedLayout", lambda *args: layouts.append(args[0]) or PackedLayout(*args))
+    model = make_model("MistralConfig", SMALL | {"num_key_value_heads": 2, "sliding_window": 20})
+    engine = LikelihoodEngine(model, max_batch_tokens=64)
+    np.testing.assert_allclose(engine.nll(sequences, all_but_first(sequences)), plain_nll(model, sequences), rtol=1e-5)
+    checked, *used = layouts
+    assert used and max(map(max, used)) <= 20
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(sequences, monkeypatch, caplog):
+    model = make_model("LlamaConfig", SMALL)
+    expected = plain_nll(model, sequences)
+    engine = LikelihoodEngine(model, max_batch_tokens=200)
+    run, failed = LikelihoodEngine.outputs, []
+
+    def small_memory(self, input_ids, **inputs):
+        if input_ids.numel() > 70:
+            failed.append(input_ids.numel())
+            raise torch.OutOfMemoryError("out of memory")
+        return run(self, input_ids, **inputs)
+
+    monkeypatch.setattr(LikelihoodEngine, "outputs", small_memory)
+    with caplog.at_level(logging.WARNING):
+        nll = engine.nll(sequences, all_but_first(sequences))
+    np.testing.assert_allclose(nll, expected, rtol=1e-5)
+    assert failed and engine.max_batch_tokens <= 100 and "Out of memory: going on with batches of" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):  # one sequence cannot be halved
+        engine.nll([list(range(100))], [range(1, 100)])
+
+
+MEMORY_OF_LONG_TEXTS = """
+import resource, torch, transformers
+from hf_ppl_select.likelihood import LikelihoodEngine
+
+torch.set_num_threads(1)
+config = transformers.LlamaConfig(
+    vocab_size=262_144, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+    max_position_embeddings=8192,
+)
+model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.{dtype}).eval()
+engine = LikelihoodEngine(model)
+engine.nll([[5, 6]], [[1]])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for length in (4096, 700):
+    engine.nll([[i % 1000 for i in range(length)]] * 2, [range(1, length)] * 2)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_large_vocabulary_and_long_texts_take_little_memory(dtype):
+    script = MEMORY_OF_LONG_TEXTS.replace("{dtype}", dtype)
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 1.0  # GiB; the full logits of the longer text would take 4
+
+
+def test_batches_on_a_gpu_fit_into_its_free_memory(monkeypatch):
+    model = make_model("LlamaConfig", SMALL)
+    assert default_batch_tokens(model, torch.device("cpu")) == 1024
+    for free, tokens in ((2**20, 1024), (2**28, 2**27 // 4 // (16 * 32 + 4 * 48)), (2**40, 65536)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
+        assert default_batch_tokens(model, torch.device("cuda")) == tokens
+
+
 @pytest.mark.parametrize("max_batch_tokens", [1, 64, 150, 10_000])
 @pytest.mark.parametrize("tile_elements", [1, 5 * VOCAB, 2**23])
 def test_result_does_not_depend_on_batches_or_tiles(sequences, max_batch_tokens, tile_elements, monkeypatch):
     model = make_model("LlamaConfig", SMALL)
-    monkeypatch.setitem(LikelihoodEngine.__init__.__globals__["TILE_ELEMENTS"], "cpu", tile_elements)
+    monkeypatch.setitem(lm_head.TILE_ELEMENTS, "cpu", tile_elements)
+    monkeypatch.setitem(lm_head.SLICE_ELEMENTS, "cpu", max(1, tile_elements // 3))
     engine = LikelihoodEngine(model, max_batch_tokens=max_batch_tokens)
     nll = engine.nll(sequences, all_but_first(sequences))
     np.testing.assert_allclose(nll, plain_nll(model, sequences), rtol=1e-5)

@@ -1,0 +1,67 @@
+"""A causal LM and its tokenizer, ready to score; and how much it can take at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def default_device() -> torch.device:
+    """CUDA if there is one, else CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM, in eval mode on its device, and its tokenizer.
+
+    Args:
+        name_or_path: Hub id or local folder.
+        revision: Hub branch, tag or commit.
+        dtype: `"auto"` keeps the checkpoint's own; else a torch dtype or its name, e.g. `"float32"`.
+        device: default: CUDA if there is one, else CPU.
+        trust_remote_code: run the checkpoint's own Python; off unless you say so.
+
+    Raises:
+        OSError: the model is neither a folder nor reachable on the Hub.
+        ValueError: no such dtype.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype must be 'auto' or a torch dtype such as 'float32' or 'bfloat16', not {dtype!r}.")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **options)
+    except OSError as error:
+        raise OSError(
+            f"Cannot load the model {name_or_path!r}: it is neither a local folder with a model nor in the Hub's "
+            "cache, and the Hub could not provide it. Check the name, or point HF_PPL_SELECT_MODEL or the model "
+            "option to a local folder."
+        ) from error
+    return model.to(device or default_device()).eval(), tokenizer
+
+
+def default_batch_tokens(model: PreTrainedModel, device: torch.device) -> int:
+    """Tokens in one forward pass: 1,024 on a CPU, whose caches they fit; on a GPU what half of its free memory holds.
+
+    A token takes about 16 vectors of the hidden size, 4 of the MLP's, in the model's dtype, while a layer works on it.
+    """
+    if device.type != "cuda":
+        return 1024
+    config = model.config.get_text_config()
+    hidden = config.hidden_size
+    width = 16 * hidden + 4 * (getattr(config, "intermediate_size", None) or 4 * hidden)
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(min(max(free // 2 // (width * model.dtype.itemsize), 1024), 65536))

