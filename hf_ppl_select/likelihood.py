@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .lm_head import TiledHead, losses_of_logits
-from .model_loading import default_batch_tokens, default_device, load_model
+from .model_loading import default_batch_tokens, default_device, load_model, repeated_blocks
 from .packed_attention import PackedLayout, packed
 
 if TYPE_CHECKING:
@@ -65,6 +65,21 @@ class LikelihoodEngine:
         self.head = TiledHead(self.causal_lm, autocast_dtype)
         self.tiled_head: bool | None = None  # both decided at the first call
         self.packs: bool | None = None
+
+    def compile(self) -> None:
+        """Compile the model's layers: a quarter of a minute once, then a tenth less time on a CPU.
+
+        The layers are alike, so one is compiled for all, for any number of tokens. Models that are not compiled right
+        stay as they are.
+        """
+        blocks = repeated_blocks(self.causal_lm)
+        for block in blocks:
+            block.compile(dynamic=True)
+        with self.measuring():
+            if not (self._packing_agrees() if self.packs else self._tiled_head_agrees()):
+                logger.warning("%s does not compile right: going on without.", type(self.causal_lm).__name__)
+                for block in blocks:
+                    block._compiled_call_impl = None
 
     def nll(
         self,

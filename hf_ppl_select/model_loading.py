@@ -65,3 +65,13 @@ def default_batch_tokens(model: PreTrainedModel, device: torch.device) -> int:
     width = 16 * hidden + 4 * (getattr(config, "intermediate_size", None) or 4 * hidden)
     free, _ = torch.cuda.mem_get_info(device)
     return int(min(max(free // 2 // (width * model.dtype.itemsize), 1024), 65536))
+
+
+def repeated_blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The layers of a model: the longest list of modules of one class in it."""
+    lists = [
+        list(module)
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len({type(block) for block in module}) == 1
+    ]
+    return max(lists, key=len, default=[])

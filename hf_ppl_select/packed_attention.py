@@ -84,6 +84,36 @@ def packed(model: PreTrainedModel, layout: PackedLayout) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
+@torch.library.custom_op("hf_ppl_select::packed_attention", mutates_args=())
+def _packed_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """`[1, heads, tokens, d]` and keys and values `[1, key heads, tokens, d]` -> `[1, tokens, heads, d]`.
+
+    One opaque step for a compiled layer, which would otherwise be compiled anew for each number of tiles.
+    """
+    layout = _layout.get()
+    if layout is None or query.shape[2] != layout.position_ids.shape[1]:
+        raise NotImplementedError("packed attention takes the rows of a layout only.")
+    _, heads, num_tokens, width = query.shape
+    key_heads, value_width = key.shape[1], value.shape[-1]
+    groups = heads // key_heads
+    query = query.reshape(key_heads, groups, num_tokens, width)
+    key, value = key[0], value[0]
+    out = value.new_empty(num_tokens, key_heads, groups, value_width)
+    for at, seen, bias in layout.tiles(query.dtype, groups):
+        size = at.stop - at.start
+        scores = torch.baddbmm(
+            bias, query[:, :, at].reshape(key_heads, groups * size, width), key[:, seen].mT, alpha=scaling
+        )
+        mixed = torch.bmm(torch.softmax(scores, -1), value[:, seen])
+        out[at] = mixed.view(key_heads, groups, size, value_width).permute(2, 0, 1, 3)
+    return out.view(1, num_tokens, heads, value_width)
+
+
+@_packed_attention.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    return value.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+
+
 def _attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -94,26 +124,12 @@ def _attend(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`[1, heads, tokens, d]` and keys and values `[1, key heads, tokens, d]` -> `[1, tokens, heads, d]`."""
-    layout = _layout.get()
+    """An attention function of `transformers`."""
     more = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
-    if layout is None or attention_mask is not None or more or query.shape[2] != layout.position_ids.shape[1]:
-        raise NotImplementedError(f"packed attention knows no mask and none of {more or 'these shapes'}.")
-    _, heads, num_tokens, width = query.shape
-    key_heads, value_width = key.shape[1], value.shape[-1]
-    groups = heads // key_heads
-    query = query.reshape(key_heads, groups, num_tokens, width)
-    key, value = key[0], value[0]
-    scaling = width**-0.5 if scaling is None else scaling
-    out = value.new_empty(num_tokens, key_heads, groups, value_width)
-    for at, seen, bias in layout.tiles(query.dtype, groups):
-        size = at.stop - at.start
-        scores = torch.baddbmm(
-            bias, query[:, :, at].reshape(key_heads, groups * size, width), key[:, seen].mT, alpha=scaling
-        )
-        mixed = torch.bmm(torch.softmax(scores, -1), value[:, seen])
-        out[at] = mixed.view(key_heads, groups, size, value_width).permute(2, 0, 1, 3)
-    return out.view(1, num_tokens, heads, value_width), None
+    if attention_mask is not None or more:
+        raise NotImplementedError(f"packed attention knows no mask and no {', '.join(more) or 'other shapes'}.")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _packed_attention(query, key, value, scaling), None
 
 
 AttentionInterface.register(NAME, _attend)

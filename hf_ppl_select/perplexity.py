@@ -5,126 +5,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .model_identity import default_model_name, resolve_revision
-from .rows import LONGEST_CONTEXT, TokenizedRow, bos_token, columns_to_score, tokenize_rows, windows
+from .rows import TokenizedRow, bos_token, columns_to_score, tokenize_rows
+from .text_likelihoods import TextLikelihoods, context_length, evaluate_perplexity, score_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from .likelihood import LikelihoodEngine
 
+__all__ = ["PerplexityScorer", "TextLikelihoods", "context_length", "evaluate_perplexity", "score_ppl", "score_rows"]
 
 SCORE_COLUMNS = ("perplexity", "nll_sum", "num_tokens", "num_bytes")
 _IMPORTED_IN = os.getpid()  # a process forked off this one, as `map(..., num_proc=...)` does, has another id
-
-
-@dataclass(frozen=True)
-class TextLikelihoods:
-    """Likelihoods of some texts: arrays `[num_texts]`, summed nll in nats, tokens scored, UTF-8 bytes of them."""
-
-    nll_sum: np.ndarray
-    num_tokens: np.ndarray
-    num_bytes: np.ndarray
-
-    @property
-    def nll_per_token(self) -> float:
-        """Nats per token over all texts: what a trainer calls the evaluation loss."""
-        return float(self.nll_sum.sum() / self.num_tokens.sum())
-
-    @property
-    def perplexity(self) -> float:
-        return float(np.exp(self.nll_per_token))
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Comparable across tokenizers, which perplexities are not."""
-        return float(self.nll_sum.sum() / math.log(2) / self.num_bytes.sum())
-
-
-def score_rows(
-    rows: Sequence[TokenizedRow],
-    engine: LikelihoodEngine,
-    *,
-    bos: int | None,
-    max_length: int,
-    stride: int,
-    progress: Callable[[int], object] | None = None,
-) -> TextLikelihoods:
-    """Sum each row's nll over its counted tokens; rows longer than `max_length` go through overlapping windows.
-
-    Raises:
-        ValueError: not `1 <= stride < max_length`.
-    """
-    if not 1 <= stride < max_length:
-        raise ValueError(f"stride must be from 1 to max_length - 1, not {stride} with max_length {max_length}.")
-    sequences, counted, owner = [], [], []
-    num_tokens = np.zeros(len(rows), dtype=np.int32)
-    for index, row in enumerate(rows):
-        for ids, positions in windows(row, bos=bos, max_length=max_length, stride=stride):
-            sequences.append(ids)
-            counted.append(positions)
-            owner.append(index)
-            num_tokens[index] += len(positions)
-    nll_sum = np.zeros(len(rows), dtype=np.float64)
-    np.add.at(nll_sum, np.asarray(owner, dtype=np.int64), engine.nll(sequences, counted, progress=progress))
-    return TextLikelihoods(nll_sum, num_tokens, np.array([row.num_bytes for row in rows], dtype=np.int32))
-
-
-def evaluate_perplexity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    *,
-    max_length: int | None = None,
-    bos: str = "auto",
-    engine: LikelihoodEngine | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> TextLikelihoods:
-    """Likelihoods of held-out texts under a model in memory, for instance one in training.
-
-    Args:
-        texts: the texts; empty ones count nothing.
-        max_length: longest window in tokens; default: the positions the model has, at most 4,096.
-        bos: as in [`PerplexityScorer`].
-        engine: an engine over `model` to reuse, e.g. one with autocast.
-        progress: called with the number of tokens done after each batch.
-
-    Raises:
-        ValueError: no text has a token to score, or `max_length` does not suit the model.
-    """
-    from .likelihood import LikelihoodEngine
-
-    engine = engine or LikelihoodEngine(model)
-    max_length = context_length(model, max_length)
-    rows = tokenize_rows({"text": list(texts)}, tokenizer, text_column="text")
-    scored = score_rows(
-        rows,
-        engine,
-        bos=bos_token(tokenizer, bos),
-        max_length=max_length,
-        stride=max_length // 2,
-        progress=progress,
-    )
-    if not scored.num_tokens.sum():
-        raise ValueError(f"None of the {len(rows)} texts has a token to score.")
-    return scored
-
-
-def context_length(model: PreTrainedModel, max_length: int | None = None) -> int:
-    """The longest window: `max_length`, else as many positions as the model has, at most 4,096.
-
-    Raises:
-        ValueError: `max_length` is more than the model has.
-    """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if max_length and positions and max_length > positions:
-        raise ValueError(f"max_length is {max_length}, but the model has {positions} positions.")
-    return max_length or min(positions or LONGEST_CONTEXT, LONGEST_CONTEXT)
 
 
 class PerplexityScorer:
@@ -154,6 +51,8 @@ class PerplexityScorer:
         max_batch_tokens: padded tokens in one forward pass; changes speed and memory only.
         device: default: CUDA if there is one, else CPU. With `map(..., with_rank=True)`, one GPU per process.
         chat_template: for `messages`, instead of the tokenizer's own.
+        keep_columns: return a batch's own columns too, as Ray Data's `map_batches` wants it; an empty text then has
+            perplexity NaN, not null.
         trust_remote_code: run the checkpoint's own Python; off unless you say so.
     """
 
@@ -172,6 +71,7 @@ class PerplexityScorer:
         max_batch_tokens: int | None = None,
         device: str | None = None,
         chat_template: str | None = None,
+        keep_columns: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         if bos not in ("auto", "none"):
@@ -190,6 +90,7 @@ class PerplexityScorer:
         self.max_batch_tokens = max_batch_tokens
         self.device = device
         self.chat_template = chat_template
+        self.keep_columns = keep_columns
         self.trust_remote_code = trust_remote_code
         self._loaded: tuple[LikelihoodEngine, PreTrainedTokenizerBase] | None = None
 
@@ -215,7 +116,7 @@ class PerplexityScorer:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        others = ("max_batch_tokens", "device", "trust_remote_code")
+        others = ("max_batch_tokens", "device", "keep_columns", "trust_remote_code")
         return self.settings() | {name: getattr(self, name) for name in others}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -228,20 +129,37 @@ class PerplexityScorer:
         self, rows: Mapping[str, Any], rank: int | None = None, *, progress: Callable[[int], object] | None = None
     ) -> dict[str, Any]:
         """Score one row or a batch; `progress` is called with the number of tokens done after each forward pass."""
-        engine, tokenizer = self._load(rank)
         batch, single = _as_batch(rows, columns_to_score(rows, self.text_column))
-        tokenized = tokenize_rows(batch, tokenizer, text_column=self.text_column, chat_template=self.chat_template)
+        columns = self.score(self.tokenize(batch, rank), rank, progress=progress)
+        if self.keep_columns:
+            columns["perplexity"] = np.array(columns["perplexity"], dtype=np.float64)  # None becomes NaN
+            columns = {**rows, **columns}
+        return {name: values[0] for name, values in columns.items()} if single else columns
+
+    def tokenize(self, batch: Mapping[str, Sequence[Any]], rank: int | None = None) -> list[TokenizedRow]:
+        """The first half of a call, for a thread that works ahead (recipes/score.py). `batch` is a dict of lists."""
+        _, tokenizer = self._load(rank)
+        return tokenize_rows(batch, tokenizer, text_column=self.text_column, chat_template=self.chat_template)
+
+    def score(
+        self,
+        rows: Sequence[TokenizedRow],
+        rank: int | None = None,
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> dict[str, Any]:
+        """The second half of a call: tokenized rows -> columns."""
+        engine, tokenizer = self._load(rank)
         max_length = context_length(engine.model, self.max_length)
         scored = score_rows(
-            tokenized,
+            rows,
             engine,
             bos=bos_token(tokenizer, self.bos),
             max_length=max_length,
             stride=self.stride or max_length // 2,
             progress=progress,
         )
-        columns = _columns(scored)
-        return {name: values[0] for name, values in columns.items()} if single else columns
+        return _columns(scored)
 
     def _load(self, rank: int | None) -> tuple[LikelihoodEngine, PreTrainedTokenizerBase]:
         if self._loaded is None:

@@ -6,15 +6,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .saving import load_json, save_json, written_aside
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
+
+T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class ShardedOutput:
     Shards are written aside and renamed, and gather in the hidden folder `.unfinished`; [`~ShardedOutput.publish`]
     makes it `data`. `load_dataset` knows them by their names. A README.md that names them would be a trap: of two
     local folders with one name it makes `datasets` load the first again.
+
+    Several processes, also on several machines with one file system, may each write some of them: see [`launched_as`].
     """
 
     folder: Path
@@ -31,7 +38,13 @@ class ShardedOutput:
 
     @classmethod
     def open(
-        cls, folder: str | os.PathLike, num_shards: int, settings: Mapping[str, Any], *, overwrite: bool = False
+        cls,
+        folder: str | os.PathLike,
+        num_shards: int,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        rank: int = 0,
     ) -> ShardedOutput:
         """Start a folder, or go on with one.
 
@@ -40,6 +53,7 @@ class ShardedOutput:
             num_shards: how many shards there will be.
             settings: all that decides what is in the shards, JSON-able; kept in the manifest.
             overwrite: where the folder was written with other settings, remove its shards and start anew.
+            rank: only process 0 starts a folder; others wait until it has.
 
         Raises:
             ValueError: it was written with other settings; the message names them.
@@ -47,19 +61,33 @@ class ShardedOutput:
         """
         output = cls(Path(folder), num_shards)
         manifest = output._current / "manifest.json"
+        settings = json.loads(json.dumps(settings))
         if manifest.exists():
-            settings, earlier = json.loads(json.dumps(settings)), load_json(manifest, kind="shards", version=1)
+            earlier = load_json(manifest, kind="shards", version=1)
             names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))
             if not names:
                 return output
             if not overwrite and any(output._current.glob("*.parquet")):
                 changed = "; ".join(f"{name} was {earlier.get(name)!r}, is {settings.get(name)!r}" for name in names)
                 raise ValueError(f"{folder} has other settings: {changed}. Use another folder, or overwrite it.")
+            if rank:
+                return output._wait(settings)
             shutil.rmtree(output._current)
+        elif rank and not output.published:
+            return output._wait(settings)
         elif output.published or (output.folder.exists() and not output.folder.is_dir()):
             raise FileExistsError(f"{folder} has data that was not written here; use another folder.")
         save_json(output._current / "manifest.json", dict(settings), kind="shards", version=1)
         return output
+
+    def _wait(self, settings: Mapping[str, Any]) -> ShardedOutput:
+        """Until the first process has started the folder with these settings."""
+        while True:
+            for place in (".unfinished", "data"):
+                manifest = self.folder / place / "manifest.json"
+                if manifest.exists() and load_json(manifest, kind="shards", version=1) == settings:
+                    return self
+            time.sleep(0.1)
 
     @property
     def published(self) -> bool:
@@ -87,7 +115,32 @@ class ShardedOutput:
         with written_aside(self.paths[index]) as aside:  # the schema carries the features, for `load_dataset`
             pq.write_table(shard.with_format("arrow")[:].cast(shard.features.arrow_schema), aside)
 
-    def read(self, columns: Sequence[str]) -> dict[str, list]:
+    def write_from(self, index: int, folder: str | os.PathLike) -> None:
+        """Write a shard of the parquet files of a folder, in the order of their names, a row group at a time."""
+        import pyarrow.parquet as pq
+
+        parts = sorted(Path(folder).rglob("*.parquet"))
+        schema = pq.read_schema(parts[0])
+        with written_aside(self.paths[index]) as aside, pq.ParquetWriter(aside, schema) as writer:
+            for part in parts:
+                with pq.ParquetFile(part) as rows:
+                    for batch in rows.iter_batches():
+                        writer.write_batch(batch.cast(schema))
+
+    def fill(self, shards: Mapping[int, T], read: Callable[[T], R], finish: Callable[[R], Dataset]) -> None:
+        """Write some shards: `finish(read(what))` for each index and what it is made of.
+
+        `read` runs in a thread, one shard ahead of `finish`: a GPU need not wait for a tokenizer.
+        """
+        todo = list(shards.items())
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(read, todo[0][1]) if todo else None
+            for (index, _), next_ in zip(todo, [*todo[1:], None]):
+                found = following.result()
+                following = ahead.submit(read, next_[1]) if next_ else None
+                self.write(index, finish(found))
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of all shards, whole in memory."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -101,7 +154,7 @@ class ShardedOutput:
             if not self.published:
                 raise
             found = tables()  # another process with the same settings published the shards meanwhile
-        return pa.concat_tables(found).to_pydict()
+        return pa.concat_tables(found)
 
     def publish(self) -> None:
         """Make `data` of the shards, in one step; nothing happens where that is done.
@@ -114,6 +167,20 @@ class ShardedOutput:
         for leftover in self._current.glob(".*.partial"):  # of a write that was killed
             leftover.unlink()
         self._current.rename(self.folder / "data")
+
+
+def launched_as() -> tuple[int, int, int]:
+    """`(rank, number of processes, rank on this machine)`, as `accelerate launch` and `torchrun` tell each process.
+
+    Where a scheduler starts the processes, set `RANK` and `WORLD_SIZE` for each. Alone: `(0, 1, 0)`.
+
+    Raises:
+        ValueError: the environment's numbers do not fit together.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= rank < size:
+        raise ValueError(f"The environment says RANK={rank} of WORLD_SIZE={size}: ranks go from 0 to {size - 1}.")
+    return rank, size, int(os.environ.get("LOCAL_RANK", rank))
 
 
 def hash_rows(rows: Dataset) -> str:

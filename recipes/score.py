@@ -16,6 +16,11 @@ python recipes/score.py \
     --output_dir outputs/scored
 ```
 
+# Several GPUs, on one or more machines with one file system: each process scores its share of the shards
+```bash
+accelerate launch recipes/score.py --config recipes/configs/score_medical.yaml
+```
+
 With `--chunk_length 0` rows are scored as they are: texts, `prompt` and `completion`, or `messages`. Killed and
 started again, the same command goes on after the last finished shard. `load_dataset(output_dir)` works once every
 chunk is scored; beside the data are landscape.json and, with matplotlib, landscape.png.
@@ -72,9 +77,10 @@ def main(args):
     from hf_ppl_select import PerplexityLandscape, chunk_documents
     from hf_ppl_select.perplexity import SCORE_COLUMNS, PerplexityScorer
     from hf_ppl_select.rows import columns_to_score
-    from hf_ppl_select.shards import ShardedOutput, hash_rows
+    from hf_ppl_select.shards import ShardedOutput, hash_rows, launched_as
     from hf_ppl_select.sources import load_rows
 
+    rank, num_processes, local_rank = launched_as()
     scorer = PerplexityScorer(
         args.model_name_or_path,
         revision=args.model_revision,
@@ -110,25 +116,40 @@ def main(args):
     # Go on with what an earlier run of the same settings has finished
     settings |= {"num_chunks": len(chunks), "chunks_sha256": hash_rows(chunks)}
     starts = range(0, len(chunks), args.shard_size)
-    output = ShardedOutput.open(args.output_dir, len(starts), settings, overwrite=args.overwrite)
+    output = ShardedOutput.open(args.output_dir, len(starts), settings, overwrite=args.overwrite, rank=rank)
     missing = {index: range(starts[index], len(chunks))[: args.shard_size] for index in output.missing}
     print(f"{len(chunks)} chunks in {len(starts)} shards, of which {len(missing)} are still to score.", flush=True)
     if missing:  # a landscape would be of data that is overwritten
         (output.folder / "landscape.json").unlink(missing_ok=True)
+    missing = {index: rows for index, rows in missing.items() if index % num_processes == rank}
 
     # Score. The bar counts tokens; how many there will be is extrapolated from the shards that are done
+    bar = tqdm(desc="Score", unit=" tokens", unit_scale=True, position=rank)
     done, todo = 0, sum(map(len, missing.values()))
-    with tqdm(total=todo * args.chunk_length or None, desc="Score", unit=" tokens", unit_scale=True) as bar:
-        for index, positions in missing.items():
-            shard = chunks.select(positions)
-            for name, values in scorer(shard.select_columns(columns)[:], progress=bar.update).items():
-                shard = shard.add_column(name, pa.array(values, from_pandas=True))  # NaN becomes null
-            output.write(index, shard)
-            done += len(shard)
-            bar.total = bar.n * todo // done
+    bar.total = todo * args.chunk_length or None
 
-    # The data as a whole, and its landscape
-    landscape = PerplexityLandscape.from_dataset(output.read(["perplexity", "num_tokens"]), model=scorer.model_name)
+    def tokenize(rows):  # in a thread, one shard ahead
+        shard = chunks.select(rows)
+        return shard, scorer.tokenize(shard.select_columns(columns)[:], local_rank)
+
+    def score(tokenized):
+        nonlocal done
+        shard, rows = tokenized
+        for name, values in scorer.score(rows, local_rank, progress=bar.update).items():
+            shard = shard.add_column(name, pa.array(values, from_pandas=True))  # NaN becomes null
+        done += len(shard)
+        bar.total = bar.n * todo // done
+        return shard
+
+    with bar:
+        output.fill(missing, tokenize, score)
+    if output.missing:
+        print(f"Process {rank} is done; {len(output.missing)} shards are for the {num_processes - 1} others.")
+        return
+
+    # The data as a whole, and its landscape: the last process to finish gets here
+    scored = output.read(["perplexity", "num_tokens"])
+    landscape = PerplexityLandscape.from_values(*(column.to_numpy() for column in scored), model=scorer.model_name)
     output.publish()
     if find_spec("matplotlib"):
         from hf_ppl_select.plots import plot_landscape

@@ -115,7 +115,7 @@ def killing(function):
     return counted
 
 if moment == "scoring":
-    perplexity.PerplexityScorer.__call__ = killing(perplexity.PerplexityScorer.__call__)
+    perplexity.PerplexityScorer.score = killing(perplexity.PerplexityScorer.score)
 elif moment == "writing":  # the shard lies aside, written but not renamed
     saving.os.replace = killing(os.replace)
 else:
@@ -146,9 +146,47 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(options, tmp_path,
         assert not (killed / "data").exists() and not (killed / "landscape.json").exists()
         with pytest.raises(FileNotFoundError):
             load_rows(str(killed))  # nobody takes a part for the whole
-    monkeypatch.setattr(PerplexityScorer, "__call__", lambda *args, **kwargs: pytest.fail("a shard is scored again"))
+    monkeypatch.setattr(PerplexityScorer, "score", lambda *args, **kwargs: pytest.fail("a shard is scored again"))
     run(killed, **options)
     assert files(killed) == expected
+
+
+def launched(rank: int, size: int, output_dir, **options) -> subprocess.Popen:
+    """The recipe as `accelerate launch` and `torchrun` start one of several processes."""
+    environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    return subprocess.Popen(
+        [sys.executable, str(RECIPE), *command(output_dir, **options)],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_share_the_shards_and_a_lost_one_is_made_up_for(options, tmp_path):
+    run(tmp_path / "alone", **options)
+    expected = files(tmp_path / "alone")
+    second = launched(1, 2, tmp_path / "shared", **options)  # the first one starts the folder
+    first = launched(0, 2, tmp_path / "shared", **options)
+    out = "".join(process.communicate(timeout=300)[0] for process in (first, second))
+    assert first.returncode == second.returncode == 0
+    assert files(tmp_path / "shared") == expected
+    assert out.count("Saved to") in (1, 2) and out.count("still to score") == 2
+
+    lonely = launched(0, 2, tmp_path / "half", **options)  # and the second one never comes
+    out, _ = lonely.communicate(timeout=300)
+    assert lonely.returncode == 0 and "Process 0 is done" in out
+    num_shards = sum(name.endswith(".parquet") for name in expected)
+    assert len(list((tmp_path / "half" / ".unfinished").glob("*.parquet"))) == -(-num_shards // 2)
+    run(tmp_path / "half", **options)
+    assert files(tmp_path / "half") == expected
+
+
+def test_a_rank_that_is_none_is_refused(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="RANK=2 of WORLD_SIZE=2"):
+        run(tmp_path / "scored", **options)
 
 
 def test_changed_settings_are_refused_by_name_and_overwrite_starts_anew(options, documents, tmp_path, monkeypatch):
@@ -179,7 +217,7 @@ def test_changed_settings_are_refused_by_name_and_overwrite_starts_anew(options,
 
 def test_settings_may_change_while_no_shard_is_finished(options, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(PerplexityScorer, "__call__", lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("NaN")))
+        patch.setattr(PerplexityScorer, "score", lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("NaN")))
         with pytest.raises(ValueError, match="NaN"):
             run(tmp_path / "scored", **options, dtype="float16")
     run(tmp_path / "scored", **options)
@@ -323,7 +361,7 @@ def test_a_sharded_output_is_published_only_when_it_is_whole(tmp_path):
     again.write(0, rows.select([0, 1]))
     again.publish()
     again.publish()
-    assert again.published and again.read(["text"]) == {"text": ["a", "b", "c"]}
+    assert again.published and again.read(["text"]).to_pydict() == {"text": ["a", "b", "c"]}
     assert load_dataset(str(tmp_path / "out"), split="train")["text"][:] == ["a", "b", "c"]
     shutil.rmtree(tmp_path / "out" / "data")
     assert ShardedOutput.open(tmp_path / "out", 2, {"seed": 0}).missing == [0, 1]
@@ -350,4 +388,4 @@ def test_shards_that_another_process_publishes_meanwhile_are_read(tmp_path, monk
     output.publish()
     stale = [unfinished, output.paths]
     monkeypatch.setattr(ShardedOutput, "paths", property(lambda self: stale.pop(0)))
-    assert output.read(["n"]) == {"n": [0, 1]} and not stale
+    assert output.read(["n"]).to_pydict() == {"n": [0, 1]} and not stale

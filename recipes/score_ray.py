@@ -1,0 +1,112 @@
+"""
+Score parquet files with Ray Data: a pool of actors, each with the model, on as many machines as the cluster has.
+
+# On this machine; with GPUs, one actor for each
+```bash
+python recipes/score_ray.py --dataset_name outputs/chunks --model_name_or_path Qwen/Qwen3-0.6B-Base \
+    --output_dir outputs/scored
+```
+
+# On the cluster that this machine is in; its machines share the file system of `dataset_name` and `output_dir`
+```bash
+python recipes/score_ray.py --address auto --num_actors 64 --dataset_name /data/chunks --output_dir /data/scored
+```
+
+A row is a chunk already (see `chunk_documents`, or score.py, which chunks). An actor that dies is started again and
+its rows are scored again. So many files at a time become a shard; a killed run, started again, goes on after its last
+finished shard. `load_dataset(output_dir)` works once all are done; beside the data is landscape.json.
+Needs `pip install "hf-ppl-select[ray]"`.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class RayScoreArguments:
+    dataset_name: str = field(metadata={"help": "A .parquet file, or a folder of them."})
+    dataset_split: str = field(default="train", metadata={"help": "Where files are named by split, which to score."})
+    text_column: str = field(default="text", metadata={"help": "Column with the text."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Causal LM; default: HF_PPL_SELECT_MODEL, else HuggingFaceTB/SmolLM2-135M."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Hub branch, tag or commit of the model."})
+    dtype: str = field(default="auto", metadata={"help": "Of the weights; auto keeps the checkpoint's own."})
+    bos: str = field(default="auto", metadata={"help": "auto scores the first token too, after a BOS; or none."})
+    max_length: int | None = field(default=None, metadata={"help": "Longest window; default: the model's positions."})
+    output_dir: str = field(default="outputs/scored", metadata={"help": "Folder for the scored chunks."})
+    address: str | None = field(default=None, metadata={"help": "Of a Ray cluster; auto: the one this machine is in."})
+    num_actors: int | None = field(default=None, metadata={"help": "Default: one per GPU, or one without any."})
+    batch_size: int = field(default=512, metadata={"help": "Rows that an actor takes at a time."})
+    files_per_shard: int = field(default=64, metadata={"help": "Input files in a shard: what a kill can lose."})
+
+
+def main(args):
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from hf_ppl_select import PerplexityScorer
+    from hf_ppl_select.shards import ShardedOutput
+    from hf_ppl_select.streaming import ParquetFiles
+
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('this recipe needs Ray: pip install "hf-ppl-select[ray]".') from error
+
+    # What can be wrong is found before any work
+    options = {
+        "model": args.model_name_or_path,
+        "revision": args.model_revision,
+        "text_column": args.text_column,
+        "bos": args.bos,
+        "max_length": args.max_length,
+        "dtype": args.dtype,
+    }
+    scorer = PerplexityScorer(**options)
+    files = ParquetFiles.find(args.dataset_name, args.dataset_split)
+    files.check_columns(args.text_column)
+    settings = scorer.settings() | {"files": files.describe(), "files_per_shard": args.files_per_shard}
+    starts = range(0, len(files.paths), args.files_per_shard)
+    output = ShardedOutput.open(args.output_dir, len(starts), settings)
+    print(f"{len(files.paths)} files in {len(starts)} shards, of which {len(output.missing)} are still to score.")
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(address=args.address, **({} if args.address else {"include_dashboard": False}))
+    try:
+        ray.data.DataContext.get_current().execution_options.preserve_order = True
+        num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        for index in output.missing:
+            paths = list(files.paths[starts[index] :][: args.files_per_shard])
+            rows = ray.data.read_parquet(paths, filesystem=files.filesystem)
+            rows = rows.map_batches(
+                PerplexityScorer,
+                fn_constructor_kwargs=options | {"keep_columns": True},
+                batch_size=args.batch_size,
+                compute=ray.data.ActorPoolStrategy(size=args.num_actors or num_gpus or 1),
+                num_gpus=1 if num_gpus else 0,
+            )
+            with TemporaryDirectory(dir=output.folder, prefix=".ray-") as folder:
+                rows.write_parquet(folder)
+                output.write_from(index, folder)
+    finally:
+        if started:
+            ray.shutdown()
+
+    output.publish()
+    landscape, _ = ParquetFiles.find(str(output.folder)).landscape(scorer.model_name)
+    landscape.save(Path(output.folder, "landscape.json"))
+    print(f"{landscape}\nSaved to {output.folder}.")
+
+
+def make_parser():
+    from trl import TrlParser
+
+    return TrlParser(RayScoreArguments, description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    from command_line import parse_options, run
+
+    (args,) = parse_options(make_parser())
+    run(lambda: main(args))
