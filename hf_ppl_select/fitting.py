@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from .law_forms import LAW_FORMS, Space, law_form
 from .law_points import LawPoints, read_law_points
-from .scaling_law import LAW_FORMS, FitReport, ScalingLaw, Space, law_form
+from .scaling_law import FitReport, ScalingLaw
 from .solver import Solution, solve
 
 HUBER_DELTA = 1e-3  # on ln(loss): far below probe noise, so the polish is close to least absolute deviations
@@ -25,6 +26,8 @@ def fit_scaling_law(
     space: str = "auto",
     model: str | None = None,
     *,
+    model_revision: str | None = None,
+    corpus: str | None = None,
     huber_delta: float | None = HUBER_DELTA,
 ) -> ScalingLaw:
     """Fit a perplexity-aware scaling law to law points.
@@ -36,6 +39,7 @@ def fit_scaling_law(
             is within one standard error of the smallest, and of these the one with fewest parameters.
         space: `"linear"` (moments of perplexity), `"log"` (moments of nll) or `"auto"`, chosen along with the form.
         model: the model the perplexities come from; the law then refuses landscapes of other models.
+        model_revision, corpus: commit of that model, and which corpus the probes were drawn from; kept with the law.
         huber_delta: where the Huber loss of the polish turns from square to linear, on residuals of ln(loss); None for
             no polish: least squares on ln(L - E).
 
@@ -48,13 +52,13 @@ def fit_scaling_law(
 
     Warns:
         UserWarning: the moments of perplexity are heavy-tailed (sigma > mu), so a linear-space law rests on a few
-            chunks.
+            chunks; the fit did not converge.
     """
     points = read_law_points(points)
     if form == "auto" or space == "auto":
         row = choose_form(compare_scaling_laws(points, form=form, space=space))
         form, space = row["form"], row["space"]
-    if problem := _problem(points, form, space):
+    if problem := _problem(points, form, space) or _floor_problem(points, form, space):
         raise ValueError(problem)
     X = _design_matrix(points, form, space)
     heavy = np.flatnonzero(points.sigma > points.mu)
@@ -83,11 +87,11 @@ def fit_scaling_law(
     if not report.converged:
         warnings.warn(f"the fit of form {form!r} in {space} space did not converge.", stacklevel=2)
     params = dict(zip(LAW_FORMS[form].param_names(space), map(float, values), strict=True))
-    return ScalingLaw(form, space, params, report, points, model)
+    return ScalingLaw(form, space, params, report, points, model, model_revision, corpus)
 
 
 def compare_scaling_laws(points: Any, *, form: str = "auto", space: str = "auto") -> list[dict[str, Any]]:
-    """Fit every form in every space the points allow, leaving out one run at a time.
+    """Fit every form in every space the points allow, leaving out one run at a time, and the largest num_tokens.
 
     All forms are fitted by plain variable projection (least squares on ln(L - E), E >= 0), which leaving a run out
     cannot tip from one vertex to another as it can a Huber fit. Errors are in nats per token, averaged over points.
@@ -98,9 +102,10 @@ def compare_scaling_laws(points: Any, *, form: str = "auto", space: str = "auto"
 
     Returns:
         One dict per form and space, smallest leave-one-run-out error first: `form`, `space`, `num_params` (with E),
-        `r2` (in sample, of the loss), `loo_mae`, `loo_se` (its standard error, over runs), `aicc` (on residuals of
-        ln(loss)), `E`, `chosen` (what `form="auto"` takes), and `problem`: None, or why a form could not be compared,
-        its numbers then None.
+        `r2` (in sample, of the loss), `loo_mae`, `loo_se` (its standard error, over runs), `held_out_d_mae` (of the
+        points at the largest num_tokens, predicted from the others; None where those are too few), `aicc` (on
+        residuals of ln(loss)), `E`, `chosen` (what `form="auto"` takes), and `problem`: None, or why a form could not
+        be compared, its numbers then None.
     """
     points = read_law_points(points)
     rows = []
@@ -159,8 +164,8 @@ def bootstrap_law(law: ScalingLaw, num_bootstrap: int = 200, seed: int = 0) -> S
 def _compare_one(points: LawPoints, form: str, space: Space) -> dict[str, Any]:
     form_params, n = law_form(form, space).param_names(space), len(points)
     row = {"form": form, "space": space, "num_params": len(form_params), "chosen": False}
-    row |= dict.fromkeys(("r2", "loo_mae", "loo_se", "aicc", "E"))
-    row["problem"] = _problem(points, form, space)
+    row |= dict.fromkeys(("r2", "loo_mae", "loo_se", "held_out_d_mae", "aicc", "E"))
+    row["problem"] = _problem(points, form, space) or _floor_problem(points, form, space)
     if row["problem"]:
         return row
     X = _design_matrix(points, form, space)
@@ -179,9 +184,20 @@ def _compare_one(points: LawPoints, form: str, space: Space) -> dict[str, Any]:
         "r2": float(1 - residual @ residual / np.sum((points.loss - points.loss.mean()) ** 2)),
         "loo_mae": float(error[left_out].mean()),
         "loo_se": float(by_run.std(ddof=1) / np.sqrt(len(by_run))),
+        "held_out_d_mae": _held_out_d_error(points, form, space),
         "aicc": float(n * np.log(log_residual @ log_residual / n) + 2 * k * n / (n - k - 1)) if n > k + 1 else None,
         "E": float(solution.E[0]),
     }
+
+
+def _held_out_d_error(points: LawPoints, form: str, space: Space) -> float | None:
+    """Mean absolute error at the largest num_tokens of a law fitted to the others; None where it cannot be."""
+    last = points.num_tokens > points.num_tokens.max() / np.sqrt(2)  # chunks are whole: runs end near one count
+    if last.all() or _problem(points.take(~last), form, space):
+        return None
+    X = _design_matrix(points, form, space)
+    predicted = solve(X, points.loss, ~last[None], huber_delta=None).predict(X)[0]
+    return float(np.abs(predicted - points.loss)[last].mean())
 
 
 def _design_matrix(points: LawPoints, form: str, space: Space) -> np.ndarray:
@@ -224,6 +240,17 @@ def _problem(points: LawPoints, form: str, space: Space) -> str | None:
             f"{rank} of {len(labels) + 1}): add probe runs that vary one and not the others."
         )
     return None
+
+
+def _floor_problem(points: LawPoints, form: str, space: Space) -> str | None:
+    """Why E cannot be told from the slope, or None. With features of the landscape, two num_tokens may do."""
+    levels = len(np.unique(points.num_tokens))
+    if levels >= 3 or law_form(form, space).terms(space):
+        return None
+    return (
+        f"form {form!r} has a floor, a scale and a slope, which {levels} different num_tokens cannot tell apart: "
+        "evaluate each run at three or more."
+    )
 
 
 def _standardised(columns: np.ndarray) -> np.ndarray:

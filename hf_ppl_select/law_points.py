@@ -85,6 +85,10 @@ class LawPoints:
                 )
         return self.log_mu, self.log_sigma
 
+    def take(self, rows: np.ndarray) -> LawPoints:
+        """Some of the points: a mask or row numbers."""
+        return LawPoints(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
     def to_rows(self) -> list[dict[str, Any]]:
         """The points as JSON-able rows; absent optional fields are left out."""
         rows = []

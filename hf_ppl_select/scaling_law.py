@@ -1,23 +1,16 @@
-"""Perplexity-aware data scaling laws: the forms, and a fitted law.
-
-Every form shares one skeleton (the paper's law is Liu et al., ACL 2026): the loss above its floor E is log-linear,
-
-    L(mu, sigma, D) = E + Dc / ( D^aD * exp(p1*f1(mu, sigma) + p2*f2(mu, sigma) + ...) )
-    ln(L - E)       = ln Dc - aD*ln D - p1*f1 - p2*f2 - ...
-
-so a form is nothing but its list of features f. To add one, add an entry to [`LAW_FORMS`].
-"""
+"""A fitted perplexity-aware data scaling law: its parameters, predictions, and saved form."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .law_forms import LAW_FORMS, Space, law_form
 from .law_points import LawPoints, read_law_points
 from .saving import load_json, save_json
 
@@ -25,89 +18,7 @@ if TYPE_CHECKING:
     from .landscape import PerplexityLandscape
     from .optimum import Optimum
 
-Space = Literal["linear", "log"]
 _SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Term:
-    """One parameter and the feature of the landscape that it multiplies."""
-
-    param: str
-    label: str
-    feature: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    needs_sigma: bool = False  # whether the feature depends on sigma, which must then be positive
-
-
-@dataclass(frozen=True)
-class LawForm:
-    """A law's features in each space. In log space mu is m, the mean nll in nats, and sigma is s, its spread."""
-
-    linear: tuple[Term, ...] = ()
-    log: tuple[Term, ...] = ()
-
-    def terms(self, space: Space) -> tuple[Term, ...]:
-        return self.linear if space == "linear" else self.log
-
-    def param_names(self, space: Space) -> tuple[str, ...]:
-        """`("E", "Dc", "aD", ...)`: the floor, then one per column of the design matrix."""
-        return ("E", "Dc", "aD", *(term.param for term in self.terms(space)))
-
-    def design_matrix(self, space: Space, mu: Any, sigma: Any, num_tokens: Any) -> np.ndarray:
-        """`(..., p)`, so that ln(L - E) = X @ (ln Dc, aD, ...); arguments broadcast."""
-        mu, sigma, num_tokens = np.broadcast_arrays(*(np.asarray(v, dtype=float) for v in (mu, sigma, num_tokens)))
-        columns = [np.ones(mu.shape), -np.log(num_tokens), *(-term.feature(mu, sigma) for term in self.terms(space))]
-        return np.stack(columns, axis=-1)
-
-
-# m = ln(geometric mean perplexity) stands where ln(mu) stood; s and m stand where sigma and mu stood as plain factors.
-LAW_FORMS: dict[str, LawForm] = {
-    "data_only": LawForm(),
-    "no_interaction": LawForm(
-        linear=(
-            Term("a0", "ln(mu)", lambda mu, sigma: np.log(mu)),
-            Term("b0", "ln(sigma)", lambda mu, sigma: np.log(sigma), needs_sigma=True),
-        ),
-        log=(
-            Term("a0", "m", lambda m, s: m),
-            Term("b0", "ln(s)", lambda m, s: np.log(s), needs_sigma=True),
-        ),
-    ),
-    "paper": LawForm(
-        linear=(
-            Term("a0", "ln(mu)", lambda mu, sigma: np.log(mu)),
-            Term("a1", "sigma*ln(mu)", lambda mu, sigma: sigma * np.log(mu), needs_sigma=True),
-            Term("b0", "ln(sigma)", lambda mu, sigma: np.log(sigma), needs_sigma=True),
-            Term("b1", "mu*ln(sigma)", lambda mu, sigma: mu * np.log(sigma), needs_sigma=True),
-        ),
-        log=(
-            Term("a0", "m", lambda m, s: m),
-            Term("a1", "s*m", lambda m, s: s * m, needs_sigma=True),
-            Term("b0", "ln(s)", lambda m, s: np.log(s), needs_sigma=True),
-            Term("b1", "m*ln(s)", lambda m, s: m * np.log(s), needs_sigma=True),
-        ),
-    ),
-    "log_parabola": LawForm(
-        linear=(
-            Term("a0", "ln(mu)", lambda mu, sigma: np.log(mu)),
-            Term("a1", "ln(mu)^2", lambda mu, sigma: np.log(mu) ** 2),
-            Term("b0", "ln(sigma)", lambda mu, sigma: np.log(sigma), needs_sigma=True),
-        ),
-        log=(
-            Term("a0", "m", lambda m, s: m),
-            Term("a1", "m^2", lambda m, s: m**2),
-        ),
-    ),
-}
-
-
-def law_form(form: str, space: str) -> LawForm:
-    """The form of that name; an error that lists the names otherwise."""
-    if form not in LAW_FORMS:
-        raise ValueError(f"there is no law form {form!r}; the forms are {', '.join(LAW_FORMS)}, or 'auto' in a fit.")
-    if space not in ("linear", "log"):
-        raise ValueError(f"space must be 'linear' or 'log', got {space!r}.")
-    return LAW_FORMS[form]
 
 
 @dataclass(frozen=True)
@@ -145,11 +56,13 @@ class ScalingLaw:
     Attributes:
         form: a name in [`LAW_FORMS`].
         space: whether `mu` and `sigma` are moments of perplexity (`"linear"`) or of nll in nats (`"log"`).
-        params: by name: `E` (nats), `Dc` (nats, scale), `aD` (exponent of D), and the form's own.
+        params: by name: `E` (the floor), `Dc` (scale), `aD` (exponent of D), and the form's own; see `units`.
         report: how the fit went.
         points: what it was fitted to; the optimum is trusted within their (mu, sigma), and intervals come from
             refitting them.
         model: the model the perplexities come from, if told.
+        model_revision: its commit, or the hash of a local folder's weights, if told.
+        corpus: which corpus the probes were drawn from (an id, a fingerprint), if told.
     """
 
     form: str
@@ -158,6 +71,13 @@ class ScalingLaw:
     report: FitReport
     points: LawPoints
     model: str | None = None
+    model_revision: str | None = None
+    corpus: str | None = None
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of each parameter; the loss is in nats per token, D in tokens."""
+        return LAW_FORMS[self.form].units(self.space)
 
     @property
     def residual_std(self) -> float:
@@ -200,24 +120,35 @@ class ScalingLaw:
         loss = self.params["E"] + np.exp(self.design_matrix(mu, sigma, num_tokens) @ self.theta)
         return float(loss) if np.ndim(loss) == 0 else loss
 
-    def predict_interval(
-        self, mu: Any, sigma: Any, num_tokens: Any, level: float = 0.95, *, num_bootstrap: int = 200, seed: int = 0
+    def interval(
+        self, mu: Any, sigma: Any, num_tokens: Any, *, level: float = 0.95, noise: bool = False, seed: int = 0
     ) -> tuple[Any, Any]:
-        """`(low, high)` between which a newly measured loss should fall.
+        """`(low, high)` of the loss there: of its mean, or with `noise` of one new run. See [`loss_interval`]."""
+        from .uncertainty import loss_interval  # it refits laws, so it imports this module
 
-        Refits the law to runs drawn with replacement (points of one run are correlated) and adds residual noise. These
-        are percentile intervals: with about ten runs or fewer they are too narrow, covering less often than `level`.
-        """
-        from .fitting import bootstrap_law  # fitting makes laws, so it imports this module
-
-        if not 0 < level < 1:
-            raise ValueError(f"level must lie between 0 and 1, got {level}.")
-        replicates = bootstrap_law(self, num_bootstrap, seed)
-        loss = replicates.predict(self.design_matrix(mu, sigma, num_tokens))
-        noise = np.random.default_rng(seed).standard_normal(len(loss)) * self.residual_std
-        tail = (1 - level) / 2
-        low, high = np.quantile(loss + noise.reshape(-1, *[1] * (loss.ndim - 1)), [tail, 1 - tail], axis=0)
+        low, high = loss_interval(self, mu, sigma, num_tokens, level=level, noise=noise, seed=seed)
         return (float(low), float(high)) if low.ndim == 0 else (low, high)
+
+    def predict_interval(
+        self, mu: Any, sigma: Any, num_tokens: Any, level: float = 0.95, *, seed: int = 0
+    ) -> tuple[Any, Any]:
+        """`(low, high)` between which the loss of a new run should fall: [`interval`] with `noise`."""
+        return self.interval(mu, sigma, num_tokens, level=level, noise=True, seed=seed)
+
+    def gain_interval(
+        self, better: tuple[Any, Any], worse: tuple[Any, Any], num_tokens: Any, *, level: float = 0.95, seed: int = 0
+    ) -> tuple[Any, Any, Any]:
+        """`(low, high, probability_positive)` of L(worse) - L(better); both `(mu, sigma)`. See [`uncertainty`]."""
+        from .uncertainty import gain_interval
+
+        found = gain_interval(self, better, worse, num_tokens, level=level, seed=seed)
+        return tuple(map(float, found)) if found[0].ndim == 0 else found
+
+    def param_intervals(self, *, level: float = 0.95, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """`{name: (low, high)}` of each parameter. See [`uncertainty`]."""
+        from .uncertainty import param_intervals
+
+        return param_intervals(self, level=level, seed=seed)
 
     def optimum(self, landscape: PerplexityLandscape, num_tokens: float, **options: Any) -> Optimum:
         """The (mu, sigma) that this law predicts to be best for a corpus and a budget. See [`find_optimum`]."""
@@ -226,16 +157,30 @@ class ScalingLaw:
         return find_optimum(self, landscape, num_tokens, **options)
 
     def to_dict(self) -> dict[str, Any]:
-        head = {"form": self.form, "space": self.space, "model": self.model, "params": dict(self.params)}
+        origin = {"model": self.model, "model_revision": self.model_revision, "corpus": self.corpus}
+        head = {"form": self.form, "space": self.space, **origin, "params": dict(self.params), "units": self.units}
         return {**head, "report": asdict(self.report), "points": self.points.to_rows()}
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> ScalingLaw:
+        """The reverse of [`to_dict`]; laws saved before `model_revision`, `corpus` and `units` were are read too.
+
+        Raises:
+            ValueError: a part is missing, or is not what this form needs.
+        """
+        if missing := [name for name in ("form", "space", "params", "report", "points") if name not in d]:
+            raise ValueError(f"the law lacks {', '.join(missing)}; save it again with ScalingLaw.save.")
         names = law_form(d["form"], d["space"]).param_names(d["space"])
         if set(d["params"]) != set(names):
             raise ValueError(f"the law has parameters {sorted(d['params'])}, form {d['form']!r} has {sorted(names)}.")
-        report, points = FitReport(**d["report"]), read_law_points(d["points"])
-        return cls(d["form"], d["space"], {name: d["params"][name] for name in names}, report, points, d["model"])
+        for name, value in d["params"].items():
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or (name == "Dc" and value <= 0):
+                raise ValueError(f"the law has {name} {value!r}, which no fit gives; the file was changed.")
+        if set(d["report"]) != {field.name for field in fields(FitReport)}:
+            raise ValueError(f"the law's report has {sorted(d['report'])}; save it again with ScalingLaw.save.")
+        params, origin = {name: d["params"][name] for name in names}, (d.get("model_revision"), d.get("corpus"))
+        points = read_law_points(d["points"])
+        return cls(d["form"], d["space"], params, FitReport(**d["report"]), points, d.get("model"), *origin)
 
     def save(self, path: str | os.PathLike) -> None:
         """Save as JSON, with the points it was fitted to."""
@@ -244,6 +189,25 @@ class ScalingLaw:
     @classmethod
     def load(cls, path: str | os.PathLike) -> ScalingLaw:
         return cls.from_dict(load_json(path, kind="scaling_law", version=_SCHEMA_VERSION))
+
+    def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> Path:
+        """Save `law.json` and a card that says what the law is worth. See [`save_law`]."""
+        from .law_hub import save_law  # the Hub's client loads when it is needed
+
+        return save_law(self, folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Share the law as a model repository; the URL. See [`push_law_to_hub`]."""
+        from .law_hub import push_law_to_hub
+
+        return push_law_to_hub(self, repo_id, **options)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **options: Any) -> ScalingLaw:
+        """Load a law from a folder or from the Hub. See [`load_law`]."""
+        from .law_hub import load_law
+
+        return load_law(name, **options)
 
     def __repr__(self) -> str:
         r = self.report
@@ -272,6 +236,20 @@ class ScalingLaw:
             lines.append(
                 "  the floor E is at its bound 0: the points show none, so the law is optimistic far beyond their D"
             )
+        if self.params["aD"] <= 0:
+            lines.append("  aD is not positive: over these points the loss does not fall with D")
         if not r.converged:
             lines.append("  the fit did not converge; do not rely on it")
         return "\n".join(lines)
+
+    def tokens_for(self, loss: Any, mu: Any, sigma: Any) -> Any:
+        """Training tokens of a landscape that bring the loss down to `loss`; infinity if none do. See `planning`."""
+        from .planning import tokens_for
+
+        return tokens_for(self, loss, mu, sigma)
+
+    def marginal_gain(self, mu: Any, sigma: Any, num_tokens: Any) -> Any:
+        """-dL/dD: how far one more training token lowers the loss. See `planning`."""
+        from .planning import marginal_gain
+
+        return marginal_gain(self, mu, sigma, num_tokens)

@@ -1,10 +1,11 @@
-"""L = E + exp(X @ theta) for many weightings of the same points at once: variable projection, then a Huber polish.
+"""L = E + exp(X @ theta), one design with many weightings or losses: variable projection, then a Huber polish.
 
 For a fixed floor E, ln(L - E) is linear in theta: one weighted least-squares solve. So the search is over E alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,33 +35,49 @@ def solve(X: np.ndarray, loss: np.ndarray, weights: np.ndarray, huber_delta: flo
 
     Args:
         X: `(n, p)` design matrix of full rank.
-        loss: `(n,)` measured L.
+        loss: measured L, `(n,)` for all fits or `(B, n)`.
         weights: `(B, n)`, how often each fit counts each point; 0 leaves it out.
         huber_delta: None stops after variable projection, which minimises Σ w·(ln(L - E) - X @ theta)². A number goes
-            on to minimise Σ w·huber(ln(E + exp(X @ theta)) - ln L).
+            on to minimise Σ w·huber(ln(E + exp(X @ theta)) - ln L); `math.inf` makes that least squares.
     """
     Q, R = np.linalg.qr(X)  # orthonormal columns: normal equations lose nothing
     weights = np.asarray(weights, dtype=float)
+    loss = np.broadcast_to(loss, weights.shape)
     gram = np.einsum("bn,ni,nj->bij", weights, Q, Q, optimize=True)
     solvable = np.linalg.eigvalsh(gram)[:, 0] > 1e-9 * weights.max(1)
     E, c = np.zeros(len(weights)), np.zeros((len(weights), X.shape[1]))
     converged = np.zeros(len(weights), dtype=bool)
     some = np.flatnonzero(solvable)
     if len(some):
-        w, gram_inverse = weights[some], np.linalg.inv(gram[some])
-        E[some], c[some], converged[some] = _project(Q, loss, w, gram_inverse)
+        w, y, gram_inverse = weights[some], loss[some], np.linalg.inv(gram[some])
+        E[some], c[some], converged[some] = _project(Q, y, w, gram_inverse)
         if huber_delta is not None:
             # The two objectives may be least at distant E: take a few steps from many floors, go on from the best.
-            starts = np.concatenate([_ceiling(loss, w)[:, None] * _START_FLOORS, E[some, None]], axis=1)
-            c_starts = _linear_fits(Q, loss, w, gram_inverse, starts)[1]
+            starts = np.concatenate([_ceiling(y, w)[:, None] * _START_FLOORS, E[some, None]], axis=1)
+            c_starts = _linear_fits(Q, y, w, gram_inverse, starts)[1]
             num_starts = starts.shape[1]
-            many_w = np.repeat(w, num_starts, axis=0)
+            many_w, many_y = np.repeat(w, num_starts, axis=0), np.repeat(y, num_starts, axis=0)
             many_c = c_starts.reshape(-1, Q.shape[1])
-            many_E, many_c, _ = _polish(Q, loss, many_w, starts.ravel(), many_c, huber_delta, max_iterations=5)
-            value = huber_objective(Q, loss, many_w, many_E, many_c, huber_delta)
+            many_E, many_c, _ = _polish(Q, many_y, many_w, starts.ravel(), many_c, huber_delta, max_iterations=5)
+            value = huber_objective(Q, many_y, many_w, many_E, many_c, huber_delta)
             best = np.arange(len(some)) * num_starts + value.reshape(-1, num_starts).argmin(1)
-            E[some], c[some], converged[some] = _polish(Q, loss, w, many_E[best], many_c[best], huber_delta)
+            E[some], c[some], converged[some] = _polish(Q, y, w, many_E[best], many_c[best], huber_delta)
     return Solution(E, np.linalg.solve(R, c.T).T, solvable, converged)
+
+
+def refit(X: np.ndarray, loss: np.ndarray, start: Solution) -> Solution:
+    """Least squares on ln(L), 0 <= E < min L, for many losses that lie near one solved problem: start there.
+
+    Args:
+        X: `(n, p)` design matrix of full rank.
+        loss: `(B, n)`.
+        start: one fit of the same design, whose parameters every search starts from.
+    """
+    Q, R = np.linalg.qr(X)
+    B = len(loss)
+    E, c = np.broadcast_to(start.E, B).copy(), np.broadcast_to(R @ start.theta[0], (B, X.shape[1])).copy()
+    E, c, converged = _polish(Q, loss, np.ones(loss.shape), E, c, math.inf)
+    return Solution(E, np.linalg.solve(R, c.T).T, np.ones(B, dtype=bool), converged)
 
 
 def _ceiling(loss, weights):
@@ -70,7 +87,7 @@ def _ceiling(loss, weights):
 
 def _linear_fits(Q, loss, weights, gram_inverse, E):
     """The least-squares fit at each of the floors E `(B, g)`: squared error, coefficients, residuals."""
-    y = np.log(np.where(weights[:, None, :] > 0, loss - E[:, :, None], 1.0))
+    y = np.log(np.where(weights[:, None, :] > 0, loss[:, None, :] - E[:, :, None], 1.0))
     c = (weights[:, None, :] * y) @ Q @ gram_inverse
     r = y - c @ Q.T
     return np.einsum("bgn,bn->bg", r**2, weights), c, r
@@ -86,7 +103,7 @@ def _project(Q, loss, weights, gram_inverse):
     shrink = np.ones_like(E)
     used = weights[:, None, :] > 0
     for _ in range(100):
-        slope = np.where(used, -1 / np.where(used, loss - E[:, :, None], 1.0), 0.0)
+        slope = np.where(used, -1 / np.where(used, loss[:, None, :] - E[:, :, None], 1.0), 0.0)
         slope = slope - (weights[:, None, :] * slope) @ Q @ gram_inverse @ Q.T
         step = -np.einsum("bgn,bgn,bn->bg", slope, r, weights) / np.einsum("bgn,bn->bg", slope**2, weights)
         new_E = np.clip(E + shrink * step, 0, ceiling)
@@ -136,12 +153,15 @@ def _polish(Q, loss, weights, E, c, delta, max_iterations=200):
     sizes = np.array([1.0, 0.3, 0.03])
     active = np.arange(len(E))
     for _ in range(max_iterations):
-        w, Ea, ca = weights[active], E[active], c[active]
-        value = huber_objective(Q, loss, w, Ea, ca, delta)
-        gradient, r, jacobian = huber_gradient(Q, loss, w, Ea, ca, delta)
+        w, y, Ea, ca = weights[active], loss[active], E[active], c[active]
+        value = huber_objective(Q, y, w, Ea, ca, delta)
+        gradient, r, jacobian = huber_gradient(Q, y, w, Ea, ca, delta)
         size = np.abs(r)
         steps = []
-        for kappa in (delta / np.maximum(size, delta), (size <= delta) + 1e-6):
+        curvatures = [np.minimum(1.0, delta / np.maximum(size, 1e-300))]
+        if delta < math.inf:  # else they are the same
+            curvatures.append((size <= delta) + 1e-6)
+        for kappa in curvatures:
             hessian = np.einsum("bn,bni,bnj->bij", w * kappa, jacobian, jacobian, optimize=True)
             hessian += 1e-12 * np.trace(hessian, axis1=1, axis2=2)[:, None, None] * np.eye(hessian.shape[1])
             steps.append(-np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0])
@@ -150,7 +170,7 @@ def _polish(Q, loss, weights, E, c, delta, max_iterations=200):
         trial = np.concatenate([sizes[:, None, None] * step for step in steps])  # (steps, fits, 1 + p)
         trial_E = np.clip(Ea + trial[:, :, 0], 0, ceiling[active])
         trial_c = ca + np.clip(trial[:, :, 1:], -5, 5)
-        trial_value = huber_objective(Q, loss, w, trial_E, trial_c, delta)
+        trial_value = huber_objective(Q, y, w, trial_E, trial_c, delta)
         best, fit = trial_value.argmin(0), np.arange(len(active))
         gain = value - trial_value[best, fit]
         better = gain > 0

@@ -9,7 +9,7 @@ from scipy.optimize import minimize, minimize_scalar
 from hf_ppl_select.fitting import bootstrap_law, compare_scaling_laws, fit_scaling_law
 from hf_ppl_select.law_points import read_law_points
 from hf_ppl_select.scaling_law import LAW_FORMS
-from hf_ppl_select.solver import huber_gradient, huber_objective, solve
+from hf_ppl_select.solver import huber_gradient, huber_objective, refit, solve
 
 MEASURED = Path(__file__).resolve().parents[2] / "shared" / "data" / "law_points" / "smollm2_medquad.jsonl"
 NUM_TOKENS = (8192, 16384, 32768, 65536)
@@ -46,7 +46,7 @@ def make_points(form, space, rng, *, num_runs=10, noise=0.0, run_noise=0.0, num_
 @pytest.mark.parametrize(("form", "space"), ALL_FORMS)
 @pytest.mark.parametrize("huber_delta", [1e-3, None])
 def test_noiseless_parameters_are_recovered(form, space, huber_delta):
-    for seed in range(12):
+    for seed in range(100):
         truth, rows = make_points(form, space, np.random.default_rng(seed))
         law = fit_scaling_law(rows, form=form, space=space, huber_delta=huber_delta)
         assert law.params == pytest.approx(truth, rel=1e-6)
@@ -129,6 +129,22 @@ def test_many_weightings_at_once_equal_one_at_a_time():
             assert together.predict(X)[i] == pytest.approx(alone.predict(X)[0], abs=1e-6)
 
 
+def test_many_losses_at_once_equal_one_at_a_time():
+    rng = np.random.default_rng(0)
+    _, rows = make_points("no_interaction", "log", rng, noise=0.01)
+    points = read_law_points(rows)
+    X = LAW_FORMS["no_interaction"].design_matrix("log", points.log_mu, points.log_sigma, points.num_tokens)
+    losses = points.loss * np.exp(0.003 * rng.standard_normal((4, len(points))))
+    once = np.ones((1, len(points)))
+    for delta in (None, 1e-3, np.inf):
+        together = solve(X, losses, np.ones(losses.shape), delta)
+        for i, loss in enumerate(losses):
+            assert together.predict(X)[i] == pytest.approx(solve(X, loss, once, delta).predict(X)[0], abs=1e-6)
+    center = solve(X, points.loss, once, np.inf)
+    near = refit(X, losses, center)  # the last ones were least squares on ln(L) too
+    assert near.converged.all() and near.predict(X) == pytest.approx(together.predict(X), abs=1e-6)
+
+
 def test_the_floor_stops_at_zero_and_says_so():
     _, rows = make_points("data_only", "linear", np.random.default_rng(0))
     for r in rows:
@@ -136,6 +152,14 @@ def test_the_floor_stops_at_zero_and_says_so():
     law = fit_scaling_law(rows, form="data_only", space="linear")
     assert law.params["E"] == 0.0 and law.report.floor_at_bound
     assert "E is at its bound 0" in str(law)
+
+
+def test_a_loss_that_rises_is_said():
+    _, rows = make_points("no_interaction", "log", np.random.default_rng(0), noise=0.001)
+    rising = [r | {"loss": 6 - r["loss"]} for r in rows]
+    law = fit_scaling_law(rising, form="no_interaction", space="log")
+    assert law.params["aD"] < 0 and "the loss does not fall with D" in str(law)
+    assert "does not fall" not in str(fit_scaling_law(rows, form="no_interaction", space="log"))
 
 
 def test_one_fit_is_fast():
@@ -176,6 +200,23 @@ def test_what_does_not_vary_is_named():
         fit([r | {"sigma": r["mu"] / 2} for r in rows], form="no_interaction")
     with pytest.raises(ValueError, match="loss is the same"):
         fit([r | {"loss": 2.0} for r in rows])
+
+
+def test_a_floor_needs_three_levels():
+    _, rows = make_points("data_only", "linear", np.random.default_rng(0), noise=0.01)
+    two = [r for r in rows if r["num_tokens"] <= 16384]
+    with pytest.raises(
+        ValueError, match="2 different num_tokens cannot tell apart: evaluate each run at three or more"
+    ):
+        fit(two, form="data_only")
+    problems = {r["form"]: r["problem"] for r in compare_scaling_laws(two)}
+    assert "three or more" in problems["data_only"] and problems["log_parabola"] is None
+
+
+def test_origin_is_kept():
+    _, rows = make_points("data_only", "linear", np.random.default_rng(0), noise=0.01)
+    law = fit_scaling_law(rows, model="me/model", model_revision="0a1b", corpus="me/corpus@2c")
+    assert (law.model, law.model_revision, law.corpus) == ("me/model", "0a1b", "me/corpus@2c")
 
 
 def test_bad_values_and_names():
@@ -253,6 +294,21 @@ def naive_comparison(points, form, space):
         for run in points.runs
     ]
     return 1 - np.sum(residual**2) / np.sum((points.loss - points.loss.mean()) ** 2), np.mean(np.concatenate(errors))
+
+
+def test_the_largest_num_tokens_is_predicted_from_the_others():
+    """Against a law fitted by hand to the smaller token counts; runs end at nearly, not exactly, equal counts."""
+    _, rows = make_points("log_parabola", "log", np.random.default_rng(5), noise=0.01, num_tokens=NUM_TOKENS[:3])
+    rows = [r | {"num_tokens": r["num_tokens"] + i} for i, r in enumerate(rows)]
+    small, large = ([r for r in rows if (r["num_tokens"] < 30_000) == first] for first in (True, False))
+    for row in compare_scaling_laws(rows, form="log_parabola"):
+        law = fit_scaling_law(small, form="log_parabola", space=row["space"], huber_delta=None)
+        points = read_law_points(large)
+        error = law.predict(*points.moments(row["space"]), points.num_tokens) - points.loss
+        assert len(points) == 10 and row["held_out_d_mae"] == pytest.approx(np.abs(error).mean(), rel=1e-6)
+    assert all(row["held_out_d_mae"] is not None for row in compare_scaling_laws(rows))
+    lone = [r for r in rows if r["run"] == "r0" or r["num_tokens"] > 30_000]  # without the last D one run is left
+    assert all(row["held_out_d_mae"] is None for row in compare_scaling_laws(lone, form="no_interaction"))
 
 
 def test_comparison_matches_the_naive_computation():

@@ -125,3 +125,9 @@ def test_append_refuses_bad_rows_and_leaves_the_file(tmp_path):
     with pytest.raises(ValueError, match="new law point 1 .* has loss nan"):
         append_law_points(path, [row(num_tokens=2), row(num_tokens=3, loss=float("nan"))])
     assert path.read_bytes() == before
+
+
+def test_take():
+    rows = [{"run": f"r{i}", "mu": 10 + i, "sigma": 3, "num_tokens": 100, "loss": 2} for i in range(4)]
+    points = read_law_points(rows)
+    assert points.take(points.mu > 11).runs == ("r2", "r3") and points.take([0]).mu.tolist() == [10]

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from hf_ppl_select.fitting import fit_scaling_law
-from hf_ppl_select.scaling_law import LAW_FORMS, LawForm, ScalingLaw, Term
+from hf_ppl_select.law_forms import LAW_FORMS, LawForm, Term
+from hf_ppl_select.scaling_law import ScalingLaw
 
 MU, SIGMA, M, S = 20.0, 8.0, 2.9, 0.4
 
@@ -101,6 +102,59 @@ def test_what_a_law_tells(law):
     text = str(law)
     assert text.startswith("loss = ") and "sigma*ln(mu)" in text and "30 points of 10 runs" in text
     assert "model='some/model'" in repr(law) and len(repr(law)) < 200
+
+
+def test_units():
+    for form in LAW_FORMS:
+        for space in ("linear", "log"):
+            law = fit_scaling_law(points(), form=form, space=space)
+            assert list(law.units) == list(law.params)
+            assert law.units["E"] == "nats/token" and law.units["aD"] == "1"
+    assert fit_scaling_law(points(), form="paper", space="linear").units["a1"] == "1/perplexity"
+    assert fit_scaling_law(points(), form="log_parabola", space="log").units["a1"] == "1/nat^2"
+
+
+def test_units_make_the_exponent_a_pure_number():
+    """Perplexity is a pure number but counted in its own unit; nll in bits for nats must leave predictions as are."""
+    law = fit_scaling_law(points(), form="log_parabola", space="log")
+    bits = 1 / math.log(2)
+    p, powers = law.params, {"1/nat": 1, "1/nat^2": 2, "1": 0}
+    scaled = {name: p[name] / bits ** powers[law.units[name]] for name in ("a0", "a1")}
+    exponent = scaled["a0"] * (M * bits) + scaled["a1"] * (M * bits) ** 2
+    assert p["E"] + p["Dc"] / (1e4 ** p["aD"] * math.exp(exponent)) == pytest.approx(law.predict(M, S, 1e4))
+
+
+def test_laws_saved_before_there_were_origins_load(law, tmp_path):
+    path = tmp_path / "law.json"
+    law.save(path)
+    document = json.loads(path.read_text())
+    assert document["schema_version"] == 1 and document["units"] == law.units
+    for name in ("units", "model_revision", "corpus"):
+        del document[name]
+    path.write_text(json.dumps(document))
+    loaded = ScalingLaw.load(path)
+    assert (
+        loaded.model_revision is None
+        and loaded.corpus is None
+        and loaded.predict(20, 5, 1e4) == law.predict(20, 5, 1e4)
+    )
+
+
+def test_load_refuses_what_was_changed(law, tmp_path):
+    path = tmp_path / "law.json"
+    law.save(path)
+    document = json.loads(path.read_text())
+    changes = {
+        "lacks report": {name: value for name, value in document.items() if name != "report"},
+        "report has": document | {"report": {"r2": 1.0}},
+        "E 'low', which no fit gives": document | {"params": document["params"] | {"E": "low"}},
+        "Dc -1, which no fit gives": document | {"params": document["params"] | {"Dc": -1}},
+        "no law points": document | {"points": []},
+    }
+    for message, changed in changes.items():
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=message):
+            ScalingLaw.load(path)
 
 
 def test_save_and_load(law, tmp_path):
