@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .landscape import AttainableRegion, PerplexityLandscape
-from .optimum import Optimum, TrustedRegion, trusted_region
+from .optimum import Optimum, TrustedRegion, percent, trusted_region
 from .plot_canvas import (
     DASHES,
     INK,
@@ -98,6 +98,7 @@ def plot_law_surface(
         axes.scatter(*probes, size, "white", edgecolors=INK, linewidths=0.8, zorder=3, label="probe")
         marks = {"edgecolors": "white", "linewidths": 1.0, "zorder": 4, "clip_on": False}
         axes.scatter(*random, 80, INK, marker="s", label="random subset", **marks)
+        _draw_plausible(axes, optimum)
         axes.scatter(*best, 260, VERMILION, marker="*", label=f"optimum ({optimum.kind})", **marks)
         _label_moments(axes, law.space, log_axes)
         bar = figure.colorbar(filled, ax=axes, label=f"predicted {LOSS}", aspect=30)
@@ -107,20 +108,33 @@ def plot_law_surface(
         figure.legend(loc=LEGEND, ncols=3)
 
 
+def _draw_plausible(axes: Any, optimum: Optimum) -> None:
+    """A cross through the optimum: where it lies for 95 % of plausible laws."""
+    if optimum.mu_interval is None:
+        return
+    line = {"color": VERMILION, "linewidth": 2.0, "zorder": 3.5, "solid_capstyle": "butt"}
+    axes.plot(optimum.mu_interval, [optimum.sigma] * 2, label="95 % interval of the optimum", **line)
+    axes.plot([optimum.mu] * 2, optimum.sigma_interval, **line)
+
+
 def describe_optimum(optimum: Optimum) -> str:
-    """Two lines: where it is, and what it gains."""
+    """Three lines: where it is, what it gains, and whether that is more than noise."""
     mu, sigma = ("μ", "σ") if optimum.space == "linear" else ("m", "s")
     where = f"optimum ({optimum.kind}) at {mu} = {short(optimum.mu, 3)}, {sigma} = {short(optimum.sigma, 3)}"
     return f"{where}: loss {optimum.loss:.3f}, a random subset {optimum.random_loss:.3f}\n{describe_gain(optimum)}"
 
 
 def describe_gain(optimum: Optimum) -> str:
-    """The gain with its interval, and whether that is more than noise."""
-    gain, low, high = (
-        f"{x:.3f}".replace("-", "−") if abs(x) < 1000 else short(x) for x in (optimum.gain, *optimum.gain_interval)
-    )
-    verdict = "within the noise" if optimum.within_noise else "beyond the noise"
-    return f"gain over random {gain} nats per token (95 % interval {low} to {high}), {verdict}"
+    """Two lines: the gain with its interval, and whether that is more than noise."""
+    gain = f"gain over random {_signed(optimum.gain)} nats per token"
+    if optimum.gain_interval is not None:
+        low, high = map(_signed, optimum.gain_interval)
+        gain += f" (95 % interval {low} to {high}; above 0: {percent(optimum.gain_probability)})"
+    return f"{gain}\n{optimum.verdict}"
+
+
+def _signed(x: float) -> str:
+    return f"{x:.3f}".replace("-", "−") if abs(x) < 1000 else short(x)
 
 
 def _window(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from .fitting import bootstrap_law, solve
 from .landscape import PerplexityLandscape
 from .law_points import LawPoints, read_law_points
 from .optimum import Optimum
@@ -29,6 +28,8 @@ from .plot_canvas import (
 )
 from .plot_surface import describe_gain, plot_law_surface
 from .scaling_law import ScalingLaw
+from .solver import solve
+from .uncertainty import check_intervals, gain_interval, loss_interval
 
 __all__ = ["plot_landscape", "plot_law_surface", "plot_loss_against_tokens", "plot_predicted_against_measured"]
 
@@ -227,7 +228,8 @@ def plot_loss_against_tokens(
 ) -> None:
     """Draw predicted loss against the number of training tokens: of a random subset, of the optimum at each budget.
 
-    The band around the optimum is the 95 % interval of its gain over random; budgets beyond the probes' D are shaded.
+    The band around the optimum is the 95 % interval of its gain over random, the one around random that of its own
+    loss (both have most of that in common); a law with no run to spare has none. Hatched: beyond the probes' D.
 
     Args:
         law: a fitted law.
@@ -247,15 +249,16 @@ def plot_loss_against_tokens(
         )
     optima = _optima(law, landscape, np.geomspace(first, last, 13).clip(first, last))
     budgets = np.array([optimum.num_tokens for optimum in optima])
-    random_mu, random_sigma = landscape.moments(law.space)
-    mu, sigma = (np.array([getattr(optimum, name) for optimum in optima]) for name in ("mu", "sigma"))
-    X = law.design_matrix([mu, np.full_like(mu, random_mu)], [sigma, np.full_like(mu, random_sigma)], budgets)
-    refits = bootstrap_law(law).predict(X)  # (refits, 2, budgets)
-    gains = np.stack([[o.gain for o in optima], *np.quantile(refits[:, 1] - refits[:, 0], [0.025, 0.975], axis=0)])
+    random_at = landscape.moments(law.space)
     line = np.geomspace(first, last, 200)
-    random = law.predict(random_mu, random_sigma, line)
+    random = law.predict(*random_at, line)
+    gains, bands = np.array([[optimum.gain for optimum in optima]]), None
+    if check_intervals(law) is None:
+        best_at = tuple(np.array([getattr(optimum, name) for optimum in optima]) for name in ("mu", "sigma"))
+        gains = np.stack([gains[0], *gain_interval(law, best_at, random_at, budgets)[:2]])
+        bands = loss_interval(law, *random_at, line)
     # Between budgets it is the gain that is interpolated: it changes more slowly than the loss.
-    best, high, low = (random - np.interp(np.log(line), np.log(budgets), gain, np.nan, np.nan) for gain in gains)
+    best, *edges = (random - np.interp(np.log(line), np.log(budgets), gain, np.nan, np.nan) for gain in gains)
     end = law.optimum(landscape, float(budgets[-1]))
     about = f"at {short(end.num_tokens)} tokens: optimum {end.loss:.3f}, a random subset {end.random_loss:.3f}"
     title = "Predicted loss against training tokens"
@@ -265,8 +268,10 @@ def plot_loss_against_tokens(
         axes.set(xscale="log", xlim=(left, right), xlabel="training tokens D", ylabel=LOSS)
         axes.plot(line, random, color=INK, linestyle=DASHES, label="random subset", zorder=2.2)
         axes.plot(line, best, color=VERMILION, label="optimum at each budget", zorder=2.1)
-        band = {"color": VERMILION, "alpha": 0.18, "linewidth": 0}
-        axes.fill_between(line, low, high, label="95 % interval of the gain", **band)
+        if bands is not None:
+            axes.fill_between(line, *bands, color=INK, alpha=0.16, linewidth=0, label="its 95 % interval")
+            style = {"facecolor": (VERMILION, 0.25), "edgecolor": VERMILION, "linewidth": 0.8}
+            axes.fill_between(line, *edges, label="95 % interval of the gain", **style)
         points = law.points
         dots = {"edgecolors": BLUE, "linewidths": 0.7, "zorder": 3, "label": "probes, measured"}
         axes.scatter(points.num_tokens, points.loss, 24 if len(points) <= 60 else 9, SKY, **dots)
@@ -275,11 +280,12 @@ def plot_loss_against_tokens(
         pad = 0.08 * np.ptp(shown[~np.isnan(shown)])
         axes.set_ylim(np.nanmin(shown) - pad, np.nanmax(shown) + pad)
         smallest, largest = law.num_tokens_range
-        grey = {"color": "#EFEFEF", "zorder": 0, "linewidth": 0, "label": "beyond the probes' D"}
+        hatched = {"facecolor": "white", "edgecolor": "#DCDCDC", "hatch": "///", "zorder": 0, "linewidth": 0}
+        hatched["label"] = "beyond the probes' D"
         if last > largest:
-            axes.axvspan(max(left, largest), right, **grey)
+            axes.axvspan(max(left, largest), right, **hatched)
         if first < smallest:
-            axes.axvspan(left, min(smallest, right), **grey | ({"label": None} if last > largest else {}))
+            axes.axvspan(left, min(smallest, right), **hatched | ({"label": None} if last > largest else {}))
         axes.grid()
         label_log_axis(axes.xaxis, left, right)
         figure.legend(loc=LEGEND, ncols=3)
@@ -290,7 +296,7 @@ def _optima(law: ScalingLaw, landscape: PerplexityLandscape, budgets: np.ndarray
     optima = []
     for budget in budgets:
         try:
-            optima.append(law.optimum(landscape, float(budget), num_bootstrap=20))  # their own intervals go unused
+            optima.append(law.optimum(landscape, float(budget), intervals=False))
         except ValueError as error:
             problem = error
     if not optima:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import expit
 
 from .attainable import AttainableRegion, attainable_region
 from .landscape import PerplexityLandscape
+from .leaning import leaning_subsets, without_outliers
 from .targets import Space, check_budget, check_space
 
-_EDGE = 0.05  # probes stay away from the edge of reach by this share of its extent: there, w is a step function
+_EDGE = 0.03  # probes stay away from the edge of reach by this share of its extent: there, w is a step function
 _NARROWEST = 0.25  # of the widest spread at the same mean: narrower subsets are nearly one perplexity
 _CANDIDATES = 48  # grid points per axis
 _GOLDEN = (5**0.5 - 1) / 2
@@ -82,8 +82,7 @@ def design_probes(
 
     perplexity, tokens = np.array(perplexity, dtype=np.float64), np.array(num_tokens, dtype=np.float64)
     nll = np.log(perplexity[np.isfinite(perplexity) & (tokens > 0)])
-    first, third = np.quantile(nll, [0.25, 0.75])
-    core = nll[np.abs(nll - (first + third) / 2) <= 2.0 * (third - first)]  # Tukey's fences, seen from their middle
+    core = without_outliers(nll)
     core = core if space == "log" else np.exp(core)
     budget = tokens_per_run / landscape.tokens_per_chunk
     if not np.ptp(core) > 1e-9:
@@ -111,31 +110,13 @@ def _useful(region: AttainableRegion, core: np.ndarray, rng: np.random.Generator
     low, high = np.quantile(core, [0.05, 0.95])
     mu = _grid(max(low, region.mu[0] + margin), min(high, region.mu[-1] - margin), rng)
     tight, wide = region.sigma_bounds(mu)
-    ceiling = np.minimum(_widest_plain(core, region.budget / len(core), mu), wide - _EDGE * (wide - tight))
+    ceiling = np.minimum(
+        np.interp(mu, *leaning_subsets(core, region.budget / len(core))), wide - _EDGE * (wide - tight)
+    )
     floor = np.maximum(tight + _EDGE * (wide - tight), _NARROWEST * ceiling)
     ceiling = np.maximum(ceiling, floor)
     share = _grid(0.0, 1.0, rng)
     return np.repeat(mu, len(share)), (floor[:, None] + (ceiling - floor)[:, None] * share).ravel()
-
-
-def _widest_plain(core: np.ndarray, kept: float, mu: np.ndarray) -> np.ndarray:
-    """The standard deviation at each mean `mu` of the subset that leans to one side without thinning out the middle.
-
-    It is the maximum-entropy subset for a mean alone, w = sigmoid(a + b x), of a share `kept` of the chunks. Wider
-    subsets are U-shaped: two clumps, the far one made of whatever junk there is. 512 quantiles stand for the chunks.
-    """
-    x = np.quantile(core, (np.arange(512) + 0.5) / 512)
-    z = (x - x.mean()) / x.std()
-    slopes = np.sinh(np.linspace(-5.0, 5.0, 101))[:, None]
-    low, high = -np.abs(slopes) * np.abs(z).max() - 40.0, np.abs(slopes) * np.abs(z).max() + 40.0
-    for _ in range(60):
-        level = (low + high) / 2
-        short = expit(level + slopes * z).mean(axis=1, keepdims=True) < kept
-        low, high = np.where(short, level, low), np.where(short, high, level)
-    w = expit(level + slopes * z)
-    means = (w * x).sum(axis=1) / w.sum(axis=1)
-    spreads = np.sqrt((w * (x - means[:, None]) ** 2).sum(axis=1) / w.sum(axis=1))
-    return np.interp(mu, means, spreads)
 
 
 def _grid(low: float, high: float, rng: np.random.Generator) -> np.ndarray:

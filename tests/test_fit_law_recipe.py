@@ -21,6 +21,14 @@ def fit_law(*options, cwd):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
+def call(*options):
+    """The recipe in this process, which has imported everything already."""
+    import fit_law as recipe
+    from command_line import parse_options
+
+    recipe.main(*parse_options(recipe.make_parser(), list(map(str, options))))
+
+
 @pytest.fixture
 def scored(tmp_path, tiny_model_dir):
     from datasets import Dataset
@@ -87,7 +95,7 @@ def test_known_points_need_no_probes(tmp_path, shared_data):
     points = shared_data / "law_points" / "smollm2_medquad.jsonl"
     done = fit_law("--points", points, "--num_probes", 0, "--output_dir", tmp_path / "law", "--use_cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "log_parabola  linear       6   0.982  0.0176" in done.stdout
+    assert "log_parabola    linear       6   0.982  0.0176" in done.stdout
     assert (tmp_path / "law" / "law.json").exists()
 
 
@@ -112,3 +120,70 @@ def test_a_dataset_that_was_never_scored_says_how(tmp_path, tiny_model_dir):
     (tmp_path / "held_out.jsonl").write_text('{"text": "cough"}\n')
     done = fit_law(*options(rows, tiny_model_dir), cwd=tmp_path)
     assert done.returncode == 2 and "dataset.map(score_ppl, batched=True)" in done.stderr
+
+
+def test_one_probe_by_its_index_then_the_rest_then_only_the_fit(scored, tiny_model_dir):
+    """A job array's way: a process trains its own probe into a file of its own; the fit lists what is missing."""
+    folder = scored.parent / "law"
+    few = {"num_probes": 4, "form": "no_interaction", "space": "linear"}
+    one = fit_law(*options(scored, tiny_model_dir, **few, probe_index=2), cwd=scored.parent)
+    assert one.returncode == 0, one.stderr[-3000:]
+    assert one.stdout.count("train_runtime") == 1 and not (folder / "points.jsonl").exists()
+    assert len((folder / "probes" / "probe-01" / "points.jsonl").read_text().splitlines()) == 3
+
+    early = fit_law(*options(scored, tiny_model_dir, **few), "--fit_only", cwd=scored.parent)
+    last = early.stderr.splitlines()[-1]
+    assert early.returncode == 2 and "3 of 4 probes are missing" in last and not (folder / "law.json").exists()
+    assert "0 (random), 1 (probe-00), 3 (probe-02)" in last
+
+    rest = fit_law(*options(scored, tiny_model_dir, **few), cwd=scored.parent)
+    assert rest.returncode == 0, rest.stderr[-3000:]
+    assert rest.stdout.count("train_runtime") == 3 and (folder / "law.json").exists()
+    points = (folder / "points.jsonl").read_text()
+    runs = [json.loads(line)["run"] for line in points.splitlines()]
+    assert len(runs) == 12 and set(runs) == {"random", "probe-00", "probe-01", "probe-02"}
+
+    (folder / "law.json").unlink()
+    call(*options(scored, tiny_model_dir, **few), "--fit_only")
+    assert (folder / "law.json").exists() and (folder / "points.jsonl").read_text() == points
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"probe_index": 6}, "numbered from 0 to 5"),
+        ({"total_tokens": 5000}, "leave --num_tokens, --ladder out"),
+    ],
+)
+def test_options_that_contradict_each_other(scored, tiny_model_dir, changed, message):
+    with pytest.raises(ValueError, match=message):
+        call(*options(scored, tiny_model_dir, **changed))
+
+
+def test_known_points_on_a_corpus_say_where_to_go(tmp_path, shared_data, capsys):
+    """The optimum with its intervals, what random would need, what other budgets gain, and whether probes suffice."""
+    from datasets import Dataset
+
+    nll = np.random.default_rng(0).normal(3.0, 0.42, 3000)
+    corpus = tmp_path / "scored.parquet"
+    Dataset.from_dict({"text": ["x"] * 3000, "perplexity": np.exp(nll), "num_tokens": [128] * 3000}).to_parquet(corpus)
+    points = shared_data / "law_points" / "smollm2_medquad.jsonl"
+    known = ["--points", points, "--num_probes", 0, "--dataset_name", corpus, "--use_cpu", "--bf16", False]
+    call(*known, "--output_dir", tmp_path / "law", "--budget", 32768)
+    printed = capsys.readouterr().out
+    for part in (
+        "parameter      value   95 % interval",
+        "best landscape (interior): m 3.5",
+        "above 0 with probability",
+        "within the noise",
+        "times as many",
+        "ends at",
+        "probes of 327,680 tokens in all",
+    ):
+        assert part in printed, part
+    assert (tmp_path / "law" / "law_surface.png").exists()
+
+    bound = ["--max_forgetting", 0.001, "--base_general_loss", 3.634]
+    with pytest.raises(ValueError, match=r"the least that is predicted is 3\.6"):
+        call(*known, *bound, "--output_dir", tmp_path / "bounded")
+    assert (tmp_path / "bounded" / "law.json").exists(), "the law is good all the same"

@@ -125,3 +125,25 @@ def test_prefix_points():
     for rung in (99, 450):
         with pytest.raises(ValueError, match="outside the run"):
             prefix_points(perplexity, tokens, [rung])
+
+
+def test_probes_fill_the_plane_as_quantile_bands_do_not():
+    """How far the farthest reachable landscape is from a probe: of bands, one spread at each mean is never probed."""
+    perplexity, tokens = corpus(junk=0.0)
+    budget = 0.05 * tokens.sum()
+    probes = design_probes(perplexity, tokens, num_runs=10, tokens_per_run=budget)
+    nll = np.sort(np.log(perplexity))
+    size = int(0.05 * len(nll))
+    starts = np.linspace(0, len(nll) - size, 9).astype(int)
+    bands = np.array([(nll[s : s + size].mean(), nll[s : s + size].std()) for s in starts])
+    ours = np.array([(probe.mu, probe.sigma) for probe in probes])
+    low, high = ours.min(0), ours.max(0)
+    grid = np.stack(np.meshgrid(*np.linspace(low, high, 60).T), -1).reshape(-1, 2)
+    region = PerplexityLandscape.from_values(perplexity, tokens).attainable_region(budget, "log")
+    grid = grid[region.contains(*grid.T)]
+
+    def farthest(points):
+        apart = (grid[:, None] - points[None]) / (high - low)
+        return np.hypot(*np.moveaxis(apart, -1, 0)).min(1).max()
+
+    assert farthest(ours) < 0.75 * farthest(bands)
