@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
+
+from .subset_card_parts import code_to_reproduce, composition, number, table
 
 if TYPE_CHECKING:
     from .landscape import PerplexityLandscape
@@ -24,11 +26,16 @@ _METHODS = {
     "random": "a random sample, the baseline of the other strategies",
     "low": "the chunks of lowest perplexity",
     "high": "the chunks of highest perplexity",
+    "middle": "the chunks around the median of perplexity",
 }
 _DROPPED = {
     "no_perplexity": "without perplexity (empty text)",
     "infinite_perplexity": "of infinite perplexity",
+    "below_min_perplexity": "of a perplexity below the guard",
+    "above_max_perplexity": "of a perplexity above the guard",
     "longer_than_budget": "longer than the budget",
+    "duplicate": "with the text of an earlier one",
+    "near_duplicate": "with nearly the text of an earlier one",
 }
 _KINDS = {
     "interior": "a minimum of the law itself",
@@ -69,7 +76,7 @@ def subset_card(
         pretty_name=title,
         tags=_TAGS,
         task_categories=["text-generation"],
-        size_categories=[_size_category(report["num_chunks"])],
+        size_categories=[_size_category(_num_rows(report))],
         source_datasets=[source_id] if source_id else None,
         **metadata,
     )
@@ -83,13 +90,14 @@ def subset_card(
         method=_METHODS.get(strategy),
         moments=_moments_table(report),
         moments_note=_moments_note(report),
+        composition=composition(report),
         prediction=_prediction_table(report, law),
         verdict=_verdict(report),
         law=law and str(law),
-        law_params=law and _table(["parameter", "value"], [(f"`{n}`", f"{v:.6g}") for n, v in law.params.items()]),
+        law_params=law and table(["parameter", "value"], [(f"`{n}`", f"{v:.6g}") for n, v in law.params.items()]),
         law_note=law and (f"Its perplexities are those of `{_model(law)}`. " if law.model else ""),
         landscape=landscape and _landscape_table(landscape),
-        code=strategy and _code_to_reproduce(report, source_id, model, law is not None),
+        code=strategy and code_to_reproduce(report, source_id, model, law is not None),
         indices_sha256=report.get("indices_sha256"),
         limitations=_limitations(report, law),
         source_note=_source_note(source, source_id, license),
@@ -100,10 +108,18 @@ def subset_card(
 def _summary(report: Mapping[str, Any], source: str | None, model: str | None) -> str:
     size = f"{report['num_chunks']:,} chunks of text"
     size += f" ({report['num_tokens']:,} tokens)" if "num_tokens" in report else ""
+    replay = report.get("replay")
     out_of = f" out of {report['corpus']['num_chunks']:,}" if "corpus" in report else ""
     origin = f" of {source}" if source else ""
     by = f"`{model}`" if model else "a language model"
-    return f"{size}{out_of}{origin}, selected by their perplexity under {by}."
+    general = (
+        f"; and {replay['num_chunks']:,} rows of general text ({replay['num_tokens']:,} tokens)" if replay else ""
+    )
+    return f"{size}{out_of}{origin}, selected by their perplexity under {by}{general}."
+
+
+def _num_rows(report: Mapping[str, Any]) -> int:
+    return report["num_chunks"] + (report["replay"]["num_chunks"] if report.get("replay") else 0)
 
 
 def _moments_table(report: Mapping[str, Any]) -> str | None:
@@ -115,21 +131,21 @@ def _moments_table(report: Mapping[str, Any]) -> str | None:
     rows = []
     if corpus := report.get("corpus"):
         sizes = f"{corpus['num_chunks']:,}", f"{corpus['num_tokens']:,}"
-        rows.append(["corpus (a random subset has its moments)", *sizes, *(_number(corpus[name]) for name in names)])
+        rows.append(["corpus (a random subset has its moments)", *sizes, *(number(corpus[name]) for name in names)])
     if target := report.get("target"):
-        cells = [_number(value) for value in target]
+        cells = [number(value) for value in target]
         cells = ["-", "-", *cells] if report["space"] == "log" else [*cells, "-", "-"]
         rows.append(["target", "-", f"{report['budget']:,}", *cells])
     sizes = f"{report['num_chunks']:,}", f"{report['num_tokens']:,}"
-    rows.append(["**this subset**", *sizes, *(_number(report["achieved"][name]) for name in names)])
-    return _table(header, rows)
+    rows.append(["**this subset**", *sizes, *(number(report["achieved"][name]) for name in names)])
+    return table(header, rows)
 
 
 def _moments_note(report: Mapping[str, Any]) -> str:
     notes = ["One chunk has one vote in these moments."]
     achieved = report.get("achieved", {})
     if "lowest_perplexity" in achieved:
-        low, high = _number(achieved["lowest_perplexity"]), _number(achieved["highest_perplexity"])
+        low, high = number(achieved["lowest_perplexity"]), number(achieved["highest_perplexity"])
         notes.append(f"The subset's perplexities lie between {low} and {high}.")
     if "seed" in report:
         notes.append(f"Strategy `{report['strategy']}`, seed {report['seed']}.")
@@ -151,7 +167,7 @@ def _prediction_table(report: Mapping[str, Any], law: ScalingLaw | None) -> str 
         for row, moments in zip(rows, (report["achieved"], report["corpus"]), strict=True):
             interval = law.predict_interval(*(moments[name] for name in names), report["num_tokens"])
             row.append("{:.4f} to {:.4f}".format(*interval))
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _verdict(report: Mapping[str, Any]) -> str | None:
@@ -162,15 +178,16 @@ def _verdict(report: Mapping[str, Any]) -> str | None:
     optimum = report.get("optimum")
     if not optimum:
         return verdict + ". No optimum of the law was aimed at, so there is no interval for this gain."
-    low, high = optimum["gain_interval"]
-    verdict += (
-        f"; at the law's optimum it is {optimum['gain']:.4f}, with a 95 % interval of {low:.4f} to {high:.4f} "
-        "(bootstrap over probe runs). "
-    )
+    verdict += f"; at the law's optimum it is {optimum['gain']:.4f}"
+    if optimum["gain_interval"] is not None:
+        verdict += ", with a 95 % interval of {:.4f} to {:.4f}".format(*optimum["gain_interval"])
+    verdict += ". "
     if optimum["within_noise"]:
         verdict += "**This gain is within the noise**: a random subset may do as well."
     else:
         verdict += "This gain is beyond the noise of the probe runs."
+    if optimum.get("random_trusted") is False:
+        verdict += " But no probe covers a random subset's moments: its loss, and so this gain, are extrapolated."
     return f"{verdict} The optimum is {_KINDS[optimum['kind']]}."
 
 
@@ -180,49 +197,31 @@ def _landscape_table(landscape: PerplexityLandscape) -> str:
         ["chunks", f"{landscape.num_chunks:,}"],
         ["tokens", f"{landscape.num_tokens:,}"],
         ["one vote in the moments has", {"chunks": "a chunk", "tokens": "a token"}[landscape.weights]],
-        ["mean of perplexity (mu)", _number(landscape.mu)],
-        ["standard deviation of perplexity (sigma)", _number(landscape.sigma)],
-        ["mean of nll, nats per token", _number(landscape.log_mu)],
-        ["standard deviation of nll, nats", _number(landscape.log_sigma)],
-        ["geometric mean of perplexity", _number(math.exp(landscape.log_mu))],
-        ["median of perplexity", _number(landscape.quantile(0.5))],
+        ["mean of perplexity (mu)", number(landscape.mu)],
+        ["standard deviation of perplexity (sigma)", number(landscape.sigma)],
+        ["mean of nll, nats per token", number(landscape.log_mu)],
+        ["standard deviation of nll, nats", number(landscape.log_sigma)],
+        ["geometric mean of perplexity", number(math.exp(landscape.log_mu))],
+        ["median of perplexity", number(landscape.quantile(0.5))],
     ]
     rows += [
-        [f"{100 * q:.0f} % quantile of perplexity", _number(landscape.quantile(q))] for q in (0.05, 0.25, 0.75, 0.95)
+        [f"{100 * q:.0f} % quantile of perplexity", number(landscape.quantile(q))] for q in (0.05, 0.25, 0.75, 0.95)
     ]
     rows.append(["left out: chunks without perplexity (empty text)", f"{landscape.num_skipped:,}"])
     rows.append(["left out: chunks of infinite perplexity", f"{landscape.num_infinite:,}"])
-    return _table(["quantity", "value"], rows)
-
-
-def _code_to_reproduce(report: Mapping[str, Any], source_id: str | None, model: str | None, has_law: bool) -> str:
-    """Python that selects the same rows again, given the same chunks."""
-    imports, steps = ["select_subset"], []
-    where = f'load_dataset("{source_id}", split="train")' if source_id else "..."
-    steps.append(f"corpus = {where}  # cut into the same chunks, in the same order (chunk_documents)")
-    if model:
-        imports.append("PerplexityScorer")
-        steps.append(f'corpus = corpus.map(PerplexityScorer("{model}"), batched=True)')
-    options = f'num_tokens={report["budget"]!r}, strategy="{report["strategy"]}", seed={report["seed"]}'
-    if report.get("optimum") and has_law:
-        imports.append("ScalingLaw")
-        steps.append('law = ScalingLaw.load("law.json")  # from this dataset')
-        options = f"law=law, {options}"
-    elif report.get("target"):
-        mu, sigma = report["target"]
-        options = f'target=({mu!r}, {sigma!r}), space="{report["space"]}", {options}'
-    steps.append(f"subset = select_subset(corpus, {options})")
-    head = ["from datasets import load_dataset"] if source_id else []
-    return "\n".join([*head, f"from hf_ppl_select import {', '.join(sorted(imports))}", "", *steps])
+    return table(["quantity", "value"], rows)
 
 
 def _limitations(report: Mapping[str, Any], law: ScalingLaw | None) -> str:
     optimum = report.get("optimum") or {}
+    deduplicated = (report.get("options") or {}).get("deduplicate")
     points = [
-        "Perplexity cannot see redundancy: duplicates and boilerplate can score like good text. Deduplicate, and "
-        "balance sources, beside this selection.",
+        "Perplexity cannot see redundancy: duplicates and boilerplate can score like good text. "
+        + ("Duplicates were removed first." if deduplicated else "Deduplicate beside this selection."),
         "Perplexities hold for one model and tokenizer; for another base model score and select again.",
     ]
+    if report.get("projected"):
+        points.append("The law's optimum is on the edge of what can be reached, or beyond; the target is inside.")
     if optimum.get("within_noise"):
         points.append("The predicted gain over a random subset is within the noise of the probe runs.")
     if optimum.get("extrapolation", 0) > 4:
@@ -256,14 +255,6 @@ def _size_category(number: int) -> str:
         if low <= number < high:
             return f"{low_name}<n<{high_name}"
     return "n>1B"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def _model(scored: ScalingLaw | PerplexityLandscape | None) -> str | None:

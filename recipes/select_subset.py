@@ -20,6 +20,24 @@ python recipes/select_subset.py --config recipes/configs/select_medical.yaml --s
 python recipes/select_subset.py --dataset_name outputs/scored --target_mu 22 --target_sigma 10 --num_tokens 50_000_000
 ```
 
+# Balanced over sources, without duplicates or junk, with 5 % of general text, from easy to hard
+```bash
+python recipes/select_subset.py \
+    --dataset_name outputs/scored \
+    --law outputs/law/law.json \
+    --num_tokens 50_000_000 \
+    --group_by source --min_group_tokens 1_000_000 \
+    --deduplicate exact --max_perplexity 200 \
+    --replay 0.05 --replay_dataset outputs/scored-general \
+    --order easy_to_hard
+```
+
+# Parquet files larger than memory: a folder, a URL, or a Hub dataset; killed and started again, it goes on
+```bash
+python recipes/select_subset.py --streaming \
+    --dataset_name data/scored --law outputs/law/law.json --num_tokens 5_000_000_000 --output_dir outputs/large
+```
+
 # Straight to the Hub; the licence is that of the corpus
 ```bash
 python recipes/select_subset.py \
@@ -31,9 +49,16 @@ python recipes/select_subset.py \
     --license cc-by-4.0
 ```
 
+# The same rows again, from the report that lies beside a subset
+```bash
+python recipes/select_subset.py --reproduce outputs/subset/selection.json \
+    --dataset_name outputs/scored --law outputs/subset/law.json --output_dir outputs/again
+```
+
 `load_dataset(output_dir, split="train")` gives the subset back; beside it: selection.json, law.json, landscape.json.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,15 +72,30 @@ class SelectArguments:
             "aliases": ["--dataset"],
         }
     )
-    num_tokens: int = field(metadata={"help": "The budget: tokens to select."})
+    num_tokens: int | None = field(default=None, metadata={"help": "The budget: tokens to select."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split to select from, e.g. train[1000:]."})
     law: str | None = field(default=None, metadata={"help": "law.json of fit_law.py: aim at this law's optimum."})
     target_mu: float | None = field(default=None, metadata={"help": "Without a law: the mean to aim at."})
     target_sigma: float | None = field(default=None, metadata={"help": "And the standard deviation."})
     space: str | None = field(default=None, metadata={"help": "Of a target: linear (perplexity) or log (nll, nats)."})
-    strategy: str = field(default="maxent", metadata={"help": "maxent, greedy_dos, regime, random, low or high."})
+    strategy: str = field(
+        default="maxent", metadata={"help": "maxent, greedy_dos, regime, random, low, high or middle."}
+    )
     seed: int = field(default=0, metadata={"help": "Of the draw."})
+    group_by: str | None = field(default=None, metadata={"help": "Column of groups that share the budget: source."})
+    group_num_tokens: str | None = field(default=None, metadata={"help": 'Their budgets, as JSON: {"a": 1000, ...}.'})
+    min_group_tokens: str | None = field(default=None, metadata={"help": "Least tokens of each: a number, or JSON."})
+    deduplicate: str | None = field(default=None, metadata={"help": "exact, normalized or near."})
+    near_threshold: float = field(default=0.8, metadata={"help": "Of near: the least Jaccard similarity."})
+    min_perplexity: float | None = field(default=None, metadata={"help": "Drop chunks of lower perplexity."})
+    max_perplexity: float | None = field(default=None, metadata={"help": "Drop chunks of higher perplexity."})
+    replay: float = field(default=0.0, metadata={"help": "Share of the budget for general text, e.g. 0.05."})
+    replay_dataset: str | None = field(default=None, metadata={"help": "That text, with the dataset's columns."})
+    order: str = field(default="dataset", metadata={"help": "dataset, easy_to_hard, hard_to_easy or shuffled."})
+    text_column: str = field(default="text", metadata={"help": "Read by deduplicate, and by streaming."})
+    streaming: bool = field(default=False, metadata={"help": "Parquet files larger than memory, in two passes."})
+    reproduce: str | None = field(default=None, metadata={"help": "selection.json of a subset to select again."})
     output_dir: str = field(default="outputs/subset", metadata={"help": "Folder for the subset and its card."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a subset that is in output_dir."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub repository to push to, e.g. me/my-subset."})
@@ -64,36 +104,49 @@ class SelectArguments:
     source: str | None = field(default=None, metadata={"help": "Where the text is from: a Hub dataset, or words."})
     model: str | None = field(default=None, metadata={"help": "That scored the chunks, if landscape.json is missing."})
 
+    def __post_init__(self):
+        if self.num_tokens is None and self.reproduce is None:
+            raise ValueError("the following arguments are required: --num_tokens")
+        if (self.target_mu is None) != (self.target_sigma is None):
+            raise ValueError("a target has two parts: pass both --target_mu and --target_sigma.")
+        for name in ("group_num_tokens", "min_group_tokens"):
+            if isinstance(text := getattr(self, name), str):
+                try:
+                    setattr(self, name, json.loads(text.replace("_", "") if text[:1].isdigit() else text))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"--{name} {text} is not JSON ({error}).") from error
+
 
 def main(args):
     from hf_ppl_select import PerplexityLandscape, ScalingLaw
     from hf_ppl_select.hub import check_folder, check_hub_access, check_license, push_subset_to_hub, save_subset
-    from hf_ppl_select.selection import plan_selection
+    from hf_ppl_select.selection import plan_selection, reproduce_selection
     from hf_ppl_select.sources import load_rows
 
     # What can be wrong is found before any work
-    if (args.target_mu is None) != (args.target_sigma is None):
-        raise ValueError("a target has two parts: pass both --target_mu and --target_sigma.")
-    target = None if args.target_mu is None else (args.target_mu, args.target_sigma)
     if args.license or args.push_to_hub:
         check_license(args.license)
+    law = ScalingLaw.load(args.law) if args.law else None
+    beside = Path(args.dataset_name, "landscape.json")
+    model = args.model or (PerplexityLandscape.load(beside).model if beside.is_file() else None)
+    if args.streaming:
+        return stream(args, law, model)
     check_folder(args.output_dir, args.overwrite)
     if args.push_to_hub:
         check_hub_access(args.push_to_hub)
-    law = ScalingLaw.load(args.law) if args.law else None
     dataset = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
-    beside = Path(args.dataset_name, "landscape.json")
-    model = args.model or (PerplexityLandscape.load(beside).model if beside.is_file() else None)
-    if law is not None and law.model and model and law.model != model:
-        raise ValueError(
-            f"{args.law} is a law for perplexities of {law.model}, but {model} scored {args.dataset_name}; score it "
-            "with the law's model, or pass --model if both are names of one model."
-        )
+    replay_dataset = load_rows(args.replay_dataset) if args.replay_dataset else None
 
     # Select
-    options = {"law": law, "target": target, "space": args.space, "strategy": args.strategy, "seed": args.seed}
-    selection = plan_selection(dataset, num_tokens=args.num_tokens, **options)
-    print(summarize(selection))
+    if args.reproduce:
+        selection = reproduce_selection(args.reproduce, dataset, law=law, replay_dataset=replay_dataset)
+    else:
+        names = "num_tokens space strategy seed group_by group_num_tokens min_group_tokens deduplicate near_threshold "
+        names += "min_perplexity max_perplexity replay order text_column"
+        options = {name: getattr(args, name) for name in names.split()} | {"law": law, "model": model}
+        options["target"] = None if args.target_mu is None else (args.target_mu, args.target_sigma)
+        selection = plan_selection(dataset, replay_dataset=replay_dataset, **options)
+    print(selection)
 
     # Save, and push
     about = {
@@ -103,7 +156,7 @@ def main(args):
         "license": args.license,
         "source": args.source or (None if Path(args.dataset_name).exists() else args.dataset_name),
     }
-    subset = dataset.select(selection.indices)
+    subset = selection.apply(dataset, replay_dataset)
     folder = save_subset(subset, args.output_dir, overwrite=args.overwrite, **about)
     print(f"Saved to {folder}.", flush=True)
     if args.push_to_hub:
@@ -111,29 +164,28 @@ def main(args):
     return selection
 
 
-def summarize(selection) -> str:
-    """What was aimed at, what was reached and what the law predicts, in a few lines."""
-    names, unit = (
-        (("log_mu", "log_sigma"), "nll (nats)") if selection.space == "log" else (("mu", "sigma"), "perplexity")
+def stream(args, law, model):
+    from hf_ppl_select.stream_selection import check_streamable, select_stream
+    from hf_ppl_select.streaming import ParquetFiles
+
+    check_streamable(vars(args))
+    guards = {name: getattr(args, name) for name in ("min_perplexity", "max_perplexity")}
+    selection = select_stream(
+        ParquetFiles.find(args.dataset_name, args.dataset_split, **guards),
+        args.output_dir,
+        num_tokens=args.num_tokens,
+        law=law,
+        target=None if args.target_mu is None else (args.target_mu, args.target_sigma),
+        space=args.space,
+        seed=args.seed,
+        key_column=args.text_column,
+        model=model,
+        overwrite=args.overwrite,
+        license=args.license,
+        source=args.source or (None if Path(args.dataset_name).exists() else args.dataset_name),
     )
-    lines = [
-        f"Selected {selection.num_chunks:,} of {selection.corpus['num_chunks']:,} chunks, {selection.num_tokens:,} of "
-        f"{selection.budget:,} tokens asked for (strategy {selection.strategy}, seed {selection.seed}).",
-        f"{unit + ':':<14}mean      standard deviation",
-    ]
-    rows = {"corpus": [selection.corpus[n] for n in names], "target": selection.target}
-    rows["subset"] = [selection.achieved[n] for n in names]
-    lines += [f"  {name:<12}{row[0]:<10.4g}{row[1]:.4g}" for name, row in rows.items() if row]
-    if selection.predicted_loss is not None and selection.random_loss is not None:
-        loss, random = selection.predicted_loss, selection.random_loss
-        lines.append(
-            f"Predicted loss {loss:.4f} nats per token; random subset {random:.4f}: gain {random - loss:.4f}."
-        )
-    if (optimum := selection.optimum) is not None:
-        low, high = optimum.gain_interval
-        verdict = "within the noise: a random subset may do as well" if optimum.within_noise else "beyond the noise"
-        lines.append(f"Gain at the law's optimum, 95 % interval: {low:.4f} to {high:.4f}, {verdict}.")
-    return "\n".join(lines)
+    print(f"{selection}\nSaved to {args.output_dir}.", flush=True)
+    return selection
 
 
 def make_parser():

@@ -155,6 +155,39 @@ def test_the_code_in_the_card_selects_the_same_rows(corpus, selection, law, land
     assert 'load_dataset("me/corpus", split="train")' in hub_code
 
 
+def test_a_composed_subset_says_what_it_is_composed_of(corpus, law, tmp_path):
+    sites = ["a|b" if i % 5 else None for i in range(len(corpus))]
+    dataset = corpus.add_column("site", sites)
+    dataset = dataset.map(lambda row, i: {"text": row["text"] if i % 3 else f"same {i % 30}"}, with_indices=True)
+    general = Dataset.from_dict(
+        {"text": ["wiki"] * 50, "perplexity": [9.0] * 50, "num_tokens": [100] * 50, "site": ["w"] * 50}
+    )
+    options = {"group_by": "site", "min_group_tokens": {None: 5_000}, "deduplicate": "exact", "max_perplexity": 60.0}
+    options |= {"replay": 0.1, "order": "easy_to_hard", "seed": 2}
+    plan = plan_selection(dataset, law=law, num_tokens=20_000, replay_dataset=general, **options)
+    subset = plan.apply(dataset, general)
+    card = (
+        save_subset(subset, tmp_path / "sub", law=law, selection=plan, source="me/corpus") / "README.md"
+    ).read_text()
+    assert_card_is_clean(card.replace("None: 5000", ""))
+    composition = section(card, "Composition")
+    none, site = plan.groups
+    assert f"| (none) | {none['corpus_tokens']:,} | {none['budget']:,} | {none['num_chunks']:,} |" in composition
+    assert f"| a\\|b | {site['corpus_tokens']:,} |" in composition
+    assert composition.count(" to ") >= 10 and "from the lowest perplexity to the highest" in composition
+    assert "2,000 tokens in 20 rows of general text, 10 % of the budget" in composition
+    assert f"{plan.dropped['duplicate']:,} with the text of an earlier one" in card and plan.dropped["duplicate"] > 400
+    assert "Duplicates were removed first" in card and "and 20 rows of general text (2,000 tokens)" in card
+
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    code = re.sub(r"^(corpus|general) = .*\n", "", code, flags=re.MULTILINE).replace('"law.json"', "law_file")
+    names = {"corpus": dataset, "general": general, "law_file": tmp_path / "sub" / "law.json"}
+    exec(code, names)
+    assert names["subset"][:] == subset[:]
+    with pytest.raises(ValueError, match="200 rows and the subset 180"):
+        save_subset(dataset.select(plan.indices), tmp_path / "other", selection=plan)
+
+
 @pytest.mark.parametrize("with_landscape", [False, True])
 @pytest.mark.parametrize("with_law", [False, True])
 def test_what_is_not_known_has_no_section(law, landscape, with_law, with_landscape):
@@ -169,14 +202,14 @@ def test_what_is_not_known_has_no_section(law, landscape, with_law, with_landsca
     assert "licence of the source is not recorded" in text and "license" not in DatasetCard(text).data.to_dict()
 
 
-@pytest.mark.parametrize("strategy", ["random", "low", "high", "regime", "greedy_dos"])
+@pytest.mark.parametrize("strategy", ["random", "low", "high", "middle", "regime", "greedy_dos"])
 def test_cards_of_all_strategies(corpus, law, strategy):
     report = plan_selection(corpus, law=law, num_tokens=5_000, strategy=strategy).report()
     for used_law in (law, None):
         text = subset_card(report, law=used_law)
         assert_card_is_clean(text)
         assert f"`{strategy}`" in text and "## What the law predicts" in text
-    assert ("no interval for this gain" in text) == (strategy in ("random", "low", "high"))
+    assert ("no interval for this gain" in text) == (strategy in ("random", "low", "high", "middle"))
 
 
 def test_a_model_folder_is_named_without_its_path(corpus):

@@ -13,6 +13,7 @@ from datasets.fingerprint import Hasher
 from hf_ppl_select import strategies
 from hf_ppl_select.fitting import fit_scaling_law
 from hf_ppl_select.landscape import PerplexityLandscape
+from hf_ppl_select.row_hash import uniform_numbers
 from hf_ppl_select.saving import load_json
 from hf_ppl_select.selection import (
     STRATEGIES,
@@ -220,7 +221,7 @@ def test_report_is_json_and_enough_to_reproduce(law, tmp_path):
     columns = corpus()
     plan = plan_selection(columns, law=law, num_tokens=100_000, seed=5)
     plan.save(tmp_path / "selection.json")
-    saved = load_json(tmp_path / "selection.json", kind="selection", version=1)
+    saved = load_json(tmp_path / "selection.json", kind="selection", version=2)
     assert saved == plan.report() == json.loads(json.dumps(plan.report()))
     again = plan_selection(
         columns,
@@ -366,7 +367,7 @@ def test_decisions_are_booleans_and_unusable_perplexities_are_never_kept():
 
 def test_hash_is_uniform_and_fixed():
     selector = PerplexitySelector((0.0, 0.0, 0.0), 20.0, 5.0, seed=3)
-    uniform = np.array([selector._uniform(f"text {i}") for i in range(20_000)])
+    uniform = uniform_numbers([f"text {i}" for i in range(20_000)], selector.seed)
     assert uniform.min() >= 0 and uniform.max() < 1
     counts = np.histogram(uniform, bins=20, range=(0, 1))[0]
     assert np.sum((counts - 1000) ** 2 / 1000) < 50  # chi-square with 19 degrees of freedom

@@ -1,0 +1,99 @@
+"""Parts of the subset's card: what it is composed of, the code that selects it again, and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_MOST_GROUPS = 30
+_ORDERS = {
+    "easy_to_hard": "Its rows go from the lowest perplexity to the highest.",
+    "hard_to_easy": "Its rows go from the highest perplexity to the lowest.",
+    "shuffled": "Its rows are shuffled by the seed.",
+}
+_DEFAULTS = {"near_threshold": 0.8, "replay": 0.0, "order": "dataset", "text_column": "text"}
+_COMPOSITION = ("group_by", "group_num_tokens", "min_group_tokens", "deduplicate", "near_threshold")
+_COMPOSITION += ("min_perplexity", "max_perplexity", "replay", "order", "text_column")
+
+
+def composition(report: Mapping[str, Any]) -> str | None:
+    """Regimes, groups, replay and order; None where nothing is known of them."""
+    parts = []
+    if regimes := report.get("regimes"):
+        rows = [
+            [f"{number(row['low'])} to {number(row['high'])}", f"{row['num_chunks']:,}", f"{row['num_tokens']:,}"]
+            for row in regimes
+        ]
+        parts.append("What was taken of each tenth of the corpus's perplexities:")
+        parts.append(table(["perplexity", "chunks", "tokens"], rows))
+    if groups := report.get("groups"):
+        column = report.get("options", {}).get("group_by", "group")
+        shown = sorted(groups, key=lambda group: -group["num_tokens"])[:_MOST_GROUPS]
+        rows = [
+            [_cell(group["group"]), f"{group['corpus_tokens']:,}", f"{group['budget']:,}"]
+            + [f"{group['num_chunks']:,}", f"{group['num_tokens']:,}"]
+            + [number(group[name]) if group[name] is not None else "-" for name in ("mu", "sigma")]
+            for group in shown
+        ]
+        parts.append(f"What was taken of each `{column}`:")
+        header = [f"`{column}`", "tokens to choose from", "budget", "chunks", "tokens", "mean perplexity"]
+        parts.append(table([*header, "standard deviation"], rows))
+        if len(groups) > len(shown):
+            parts.append(f"And {len(groups) - len(shown):,} more, see `selection.json`.")
+    if replay := report.get("replay"):
+        parts.append(
+            f"Replay against forgetting: {replay['num_tokens']:,} tokens in {replay['num_chunks']:,} rows of general "
+            f"text, {100 * replay['share']:g} % of the budget, drawn at random and mixed in. The moments above and "
+            "the predicted losses are of the other rows."
+        )
+    if report.get("order") in _ORDERS:
+        parts.append(_ORDERS[report["order"]])
+    return "\n\n".join(parts) or None
+
+
+def code_to_reproduce(report: Mapping[str, Any], source_id: str | None, model: str | None, has_law: bool) -> str:
+    """Python that selects the same rows again, given the same chunks."""
+    imports, steps = [], []
+    where = f'load_dataset("{source_id}", split="train")' if source_id else "..."
+    steps.append(f"corpus = {where}  # cut into the same chunks, in the same order (chunk_documents)")
+    if model:
+        imports.append("PerplexityScorer")
+        steps.append(f'corpus = corpus.map(PerplexityScorer("{model}"), batched=True)')
+    head = ["from datasets import load_dataset"] if source_id else []
+    if report.get("streaming"):
+        imports.append("PerplexitySelector")
+        steps.append('selector = PerplexitySelector.load("selector.json")  # from this dataset')
+        steps.append("subset = corpus.filter(selector, batched=True)")
+        return "\n".join([*head, f"from hf_ppl_select import {', '.join(sorted(imports))}", "", *steps])
+    imports.append("select_subset")
+    options = f'num_tokens={report["budget"]!r}, strategy="{report["strategy"]}", seed={report["seed"]}'
+    if report.get("optimum") and has_law:
+        imports.append("ScalingLaw")
+        steps.append('law = ScalingLaw.load("law.json")  # from this dataset')
+        options = f"law=law, {options}"
+    elif report.get("target"):
+        mu, sigma = report["target"]
+        options = f'target=({mu!r}, {sigma!r}), space="{report["space"]}", {options}'
+    if report.get("replay"):
+        steps.append("general = ...  # the rows to replay, with the columns of the corpus")
+        options += ", replay_dataset=general"
+    for name in _COMPOSITION:
+        value = report.get("options", {}).get(name)
+        if value is not None and value != _DEFAULTS.get(name):
+            options += f", {name}={dict(map(tuple, value)) if isinstance(value, list) else value!r}"
+    steps.append(f"subset = select_subset(corpus, {options})")
+    return "\n".join([*head, f"from hf_ppl_select import {', '.join(sorted(imports))}", "", *steps])
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
+
+
+def _cell(name: Any) -> str:
+    return "(none)" if name is None else str(name).replace("|", "\\|").replace("\n", " ")
+
+
+def number(value: float) -> str:
+    """Four digits, or a whole number where that has more."""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"

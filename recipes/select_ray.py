@@ -1,0 +1,99 @@
+"""
+Select from scored parquet files with Ray, on as many machines as the cluster has: the same rows as everywhere else.
+
+# A selector: three numbers and a seed, made on one machine from a landscape and a law
+```python
+from hf_ppl_select import PerplexityLandscape, PerplexitySelector, ScalingLaw
+
+landscape, law = PerplexityLandscape.load("outputs/scored/landscape.json"), ScalingLaw.load("outputs/law/law.json")
+PerplexitySelector.from_law(law, landscape, num_tokens=5_000_000_000, seed=0).save("selector.json")
+```
+
+# It decides about each row alone, so Ray may split and schedule the files as it likes
+```bash
+python recipes/select_ray.py --dataset_name outputs/scored --selector selector.json --output_dir outputs/subset-ray
+```
+
+# On a cluster, with data that all machines reach
+```bash
+python recipes/select_ray.py --address auto \
+    --dataset_name s3://bucket/scored --selector selector.json --output_dir s3://bucket/subset
+```
+
+`select_subset.py --streaming` writes a selector.json too. Needs `pip install "hf-ppl-select[ray]"`.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class RayArguments:
+    dataset_name: str = field(
+        metadata={"help": "Scored chunks: a .parquet file, a folder of them (train-... if named by split), or a URL."}
+    )
+    selector: str = field(metadata={"help": "selector.json: what `PerplexitySelector.save` wrote."})
+    output_dir: str = field(metadata={"help": "Where the parquet files of the subset go: a folder or URL."})
+    dataset_split: str = field(default="train", metadata={"help": "Where files are named by split, which to read."})
+    address: str | None = field(default=None, metadata={"help": "Of a Ray cluster; auto: the one this machine is in."})
+    num_cpus: int | None = field(default=None, metadata={"help": "Without a cluster: processes on this machine."})
+    batch_size: int = field(default=4096, metadata={"help": "Rows decided about together; decides nothing."})
+
+
+def main(args):
+    from fsspec.core import url_to_fs
+
+    from hf_ppl_select import PerplexitySelector
+    from hf_ppl_select.streaming import ParquetFiles
+
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('this recipe needs Ray: pip install "hf-ppl-select[ray]".') from error
+
+    # What can be wrong is found before any work
+    selector = PerplexitySelector.load(args.selector)
+    files = ParquetFiles.find(args.dataset_name, args.dataset_split, perplexity_column=selector.perplexity_column)
+    files.check_columns(selector.perplexity_column, selector.key_column)
+    filesystem, output = url_to_fs(str(args.output_dir))
+    if filesystem.exists(output) and filesystem.ls(output):
+        raise FileExistsError(f"{args.output_dir} is not empty; name a new folder.")
+
+    # A batch is an Arrow table; the selector is pickled to the workers, settings only
+    def keep(batch):
+        import pyarrow
+
+        from hf_ppl_select.streaming import selector_mask
+
+        return batch.filter(pyarrow.array(selector_mask(selector, batch)))
+
+    started = not ray.is_initialized()
+    if started:
+        local = {} if args.address else {"num_cpus": args.num_cpus, "include_dashboard": False}
+        ray.init(address=args.address, **local)
+    try:
+        rows = ray.data.read_parquet(list(files.paths), filesystem=files.filesystem)
+        rows = rows.map_batches(keep, batch_format="pyarrow", batch_size=args.batch_size)
+        rows.write_parquet(output, filesystem=filesystem)
+    finally:
+        if started:
+            ray.shutdown()
+
+    # What came out, read from what was written
+    kept, _ = ParquetFiles.find(str(args.output_dir), perplexity_column=selector.perplexity_column).landscape()
+    print(f"Kept {kept.num_chunks:,} chunks, {kept.num_tokens:,} tokens: {kept}")
+    if selector.expected_num_tokens is not None:
+        print(f"Promised {selector.expected_num_tokens:,.0f} tokens, deviation {selector.num_tokens_std:,.0f}.")
+    print(f"Saved to {args.output_dir}.")
+
+
+def make_parser():
+    from trl import TrlParser
+
+    return TrlParser(RayArguments, description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    from command_line import parse_options, run
+
+    (args,) = parse_options(make_parser())
+    run(lambda: main(args))
