@@ -1,4 +1,4 @@
-"""Callbacks for any `transformers.Trainer`, TRL's too: held-out perplexity, benchmarks and law points while it trains.
+"""Callbacks for any `transformers.Trainer`, TRL's too: perplexity, benchmarks, law points, a bound on forgetting.
 
 Each takes the trainer first, and is added to it:
 
@@ -6,8 +6,15 @@ Each takes the trainer first, and is added to it:
 """
 
 from .benchmark_callback import BenchmarkCallback
+from .forgetting_guard import ForgettingGuard
 from .perplexity_callback import PerplexityCallback
 from .progress_callback import TokensPerSecondCallback
 from .scaling_law_callback import ScalingLawCallback
 
-__all__ = ["BenchmarkCallback", "PerplexityCallback", "ScalingLawCallback", "TokensPerSecondCallback"]
+__all__ = [
+    "BenchmarkCallback",
+    "ForgettingGuard",
+    "PerplexityCallback",
+    "ScalingLawCallback",
+    "TokensPerSecondCallback",
+]

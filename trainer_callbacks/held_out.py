@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from datasets import IterableDataset
 
 from hf_ppl_select.perplexity import TextLikelihoods, context_length, score_rows
 from hf_ppl_select.rows import TokenizedRow, bos_token, columns_to_score, tokenize_rows
 
+from .measuring import tokenizer_of
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, Trainer
 
     from hf_ppl_select.likelihood import LikelihoodEngine
 
@@ -42,8 +46,17 @@ class HeldOutSet:
 
         Raises:
             ValueError: nothing to score in it: no rows, only empty ones, or none of the columns above.
+            TypeError: it is one text, several splits, or a stream.
         """
         names = getattr(rows, "column_names", None)
+        if isinstance(rows, str):
+            raise TypeError(f"the held-out set {name!r} is one text; pass a list of texts, e.g. [{rows[:20]!r}].")
+        if isinstance(rows, Mapping):
+            raise TypeError(f"the held-out set {name!r} has the splits {', '.join(map(str, rows))}; pass one of them.")
+        if isinstance(rows, IterableDataset):
+            raise TypeError(
+                f"the held-out set {name!r} is a stream; pass rows of it: Dataset.from_list(list(stream.take(500)))."
+            )
         batch = {text_column: list(rows)} if names is None else rows.with_format(None)[:]
         if names is not None:
             try:
@@ -62,3 +75,28 @@ class HeldOutSet:
         """Likelihoods under the engine's model as it is now."""
         max_length = self.max_length or context_length(engine.model)
         return score_rows(self.rows, engine, bos=self.bos, max_length=max_length, stride=max_length // 2)
+
+
+def tokenize_sets(
+    trainer: Trainer,
+    held_out: Mapping[str, Iterable[str] | Any],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    text_column: str = "text",
+    chat_template: str | None = None,
+    max_length: int | None = None,
+) -> list[HeldOutSet]:
+    """Named held-out sets with the trainer's tokenizer, and windows that its model can read.
+
+    Raises:
+        TypeError: `held_out` does not go from names to rows.
+        ValueError: as [`HeldOutSet.from_rows`]; `max_length` does not suit the model; or there is no tokenizer.
+    """
+    if not isinstance(held_out, Mapping):
+        raise TypeError(f'held-out sets need names, e.g. {{"domain": texts}}; got a {type(held_out).__name__}.')
+    if max_length is not None and max_length < 2:
+        raise ValueError(f"max_length must be at least 2, not {max_length}.")
+    context_length(trainer.model, max_length)
+    tokenizer = tokenizer or tokenizer_of(trainer)
+    options = {"text_column": text_column, "chat_template": chat_template, "max_length": max_length}
+    return [HeldOutSet.from_rows(name, rows, tokenizer, **options) for name, rows in held_out.items()]

@@ -32,6 +32,8 @@ class TokensPerSecondCallback(ProgressCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None and state.global_step:  # else the time left counts the steps before a resume
+            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step
         self._started, self._tokens_before = time.monotonic(), state.num_input_tokens_seen
 
     def on_step_end(
