@@ -1,128 +1,92 @@
 """
 Continual pre-training on text with TRL's SFTTrainer. Every option of SFTConfig and ModelConfig passes through.
 
-# Full training
+# Full training, or LoRA
 ```bash
 python recipes/cpt.py --config recipes/configs/cpt_full.yaml
-```
-
-# LoRA
-```bash
 python recipes/cpt.py --config recipes/configs/cpt_lora.yaml
 ```
 
-# On a selected subset, measured on held-out text while it trains; options on the command line win over the file
+# On the tokens of a scored corpus that a law predicts to be best, with general text replayed against forgetting
 ```bash
 python recipes/cpt.py \
     --config recipes/configs/cpt_full.yaml \
-    --dataset_name outputs/subset \
+    --dataset_name outputs/scored \
     --dataset_text_field text \
     --dataset_train_split train \
+    --law outputs/law/law.json \
+    --num_tokens 5_000_000 \
+    --replay_dataset general.jsonl \
     --eval_file held_out_medical.jsonl \
     --general_eval_file held_out_general.txt \
-    --output_dir outputs/cpt_subset
+    --output_dir outputs/cpt_selected
+```
+
+# In several processes, and on again after an interruption
+```bash
+accelerate launch --config_file recipes/configs/accelerate/ddp.yaml \
+    recipes/cpt.py --config recipes/configs/cpt_full.yaml --resume_from_checkpoint true
 ```
 
 Rows are packed into sequences of `max_length` tokens, and `bfd_split` drops no token. `output_dir` gets the model
-(with LoRA: the adapter), the tokenizer and metrics.json. Add `--use_cpu` where there is no GPU.
+(with LoRA: the adapter), the tokenizer, a model card and metrics.json. Add `--use_cpu` where there is no GPU.
 """
 
-import json
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+
+from training_run import TrainingRunArguments
 
 
 @dataclass
-class CptArguments:
-    dataset_name: str = field(
-        metadata={
-            "help": "What to train on: a Hub dataset, a folder written by `save_to_disk`, or a .parquet, .jsonl, .csv "
-            "or .txt file. The text is in the column that `dataset_text_field` names."
-        }
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on, e.g. train[1000:]."})
-    dataset_test_split: str | None = field(
-        default=None,
-        metadata={"help": "Held-out split of the same dataset, instead of `eval_file`, e.g. train[:1000]."},
-    )
-    eval_file: str | None = field(
-        default=None,
-        metadata={"help": "Held-out domain text, named like a dataset: logs domain_loss, domain_perplexity, ..."},
-    )
-    general_eval_file: str | None = field(
-        default=None, metadata={"help": "Held-out general text: logs general_loss, general_forgetting, ..."}
-    )
-    perplexity_steps: int | None = field(
-        default=None,
-        metadata={"help": "Measure held-out text every so many steps, besides step 0, evaluations and the last step."},
-    )
+class CptArguments(TrainingRunArguments):
+    """The text is in the column that `dataset_text_field` names."""
 
 
 def main(script_args, training_args, model_args):
-    from importlib.util import find_spec
+    from training_run import add_callbacks, check_options, finish_run, load_replay, select_on_the_way_in
+
+    # What can be wrong is found before the model loads
+    check_options(script_args, training_args, model_args)
 
     from trl import get_peft_config, get_quantization_config
 
-    from cpu_trainer import sft_trainer_class
-    from hf_ppl_select.saving import save_json
     from hf_ppl_select.sources import load_texts
-    from trainer_callbacks import PerplexityCallback, TokensPerSecondCallback
+    from recipe_trainer import CardFacts, RecipeTrainer
 
-    # What can be wrong is found before the model loads
-    if model_args.model_name_or_path is None:
-        raise ValueError("there is no model; pass --model_name_or_path, e.g. HuggingFaceTB/SmolLM2-135M.")
-    if model_args.use_peft and find_spec("peft") is None:
-        raise ValueError("--use_peft needs the peft library; install it with: pip install 'hf-ppl-select[peft]'")
-    source = (script_args.dataset_name, training_args.dataset_text_field, script_args.dataset_config)
-    texts, num_empty = load_texts(*source, script_args.dataset_train_split)
+    # Load the text to train on and the text to measure on
+    column = training_args.dataset_text_field
+    source = (script_args.dataset_name, column, script_args.dataset_config)
     held_out = {}
     if script_args.eval_file is not None:
-        held_out["domain"], _ = load_texts(script_args.eval_file, training_args.dataset_text_field)
+        held_out["domain"], _ = load_texts(script_args.eval_file, column)
     elif script_args.dataset_test_split is not None:
         held_out["domain"], _ = load_texts(*source, script_args.dataset_test_split)
     if script_args.general_eval_file is not None:
-        held_out["general"], _ = load_texts(script_args.general_eval_file, training_args.dataset_text_field)
-
+        held_out["general"], _ = load_texts(script_args.general_eval_file, column)
+    replay = load_replay(script_args)
+    subset = select_on_the_way_in(script_args, training_args)
+    if subset is not None:
+        texts, num_empty = load_texts(str(subset), column)
+    else:
+        texts, num_empty = load_texts(*source, script_args.dataset_train_split)
     training_args.dataset_text_field = "text"  # what load_texts calls it
-    if training_args.include_num_input_tokens_seen == "no":
-        # Packed rows have no padding, but their EOS tokens may be the padding token.
-        training_args.include_num_input_tokens_seen = "all" if training_args.packing else "non_padding"
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-    } | (training_args.model_init_kwargs or {})
 
-    trainer = sft_trainer_class(training_args)(
+    # Train
+    trainer = RecipeTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=texts,
         eval_dataset=held_out.get("domain") if training_args.eval_strategy != "no" else None,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        replay=replay,
+        card_facts=CardFacts.of("cpt", script_args, model_args),
     )
-    TokensPerSecondCallback.replace_bar_of(trainer)
-    if held_out:
-        trainer.add_callback(PerplexityCallback(trainer, held_out, every_n_steps=script_args.perplexity_steps))
+    add_callbacks(trainer, held_out, every_n_steps=script_args.perplexity_steps)
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
-    trainer.save_model(training_args.output_dir)
-    if trainer.is_world_process_zero():
-        metrics = {
-            "model": model_args.model_name_or_path,
-            "dataset": script_args.dataset_name,
-            "num_rows": len(texts),
-            "num_empty_rows": num_empty,
-            "num_tokens": trainer.state.num_input_tokens_seen,
-            "train": result.metrics,
-            "log_history": trainer.state.log_history,
-        }
-        metrics = json.loads(json.dumps(metrics), parse_constant=lambda name: None)  # JSON has no NaN: null
-        save_json(Path(training_args.output_dir, "metrics.json"), metrics, kind="training_metrics", version=1)
-        print(f"Saved the model and metrics.json to {training_args.output_dir}.")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    # Save, and push
+    finish_run(trainer, result, script_args, num_empty, subset)
 
 
 def make_parser():
@@ -135,7 +99,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import parse_options, run
+    from command_line import help_without_trl, parse_options, run
 
+    help_without_trl(CptArguments, __doc__)
     options = parse_options(make_parser())
     run(lambda: main(*options))

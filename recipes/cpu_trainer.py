@@ -8,10 +8,12 @@ from trl import SFTTrainer
 
 
 class CpuSFTTrainer(SFTTrainer):
-    """The same loss from plain logits: TRL's fused LM head, made for GPUs, is slower than the model on a CPU."""
+    """On a CPU the same loss from plain logits: TRL's fused LM head, made for GPUs, is slower there than the model."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        if torch.device(self.args.device).type == "cpu" and self.args.loss_type == "nll":
+            return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
 def sft_trainer_class(args) -> type[SFTTrainer]:

@@ -1,86 +1,33 @@
 import importlib.util
 import json
 import math
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from recipe_runs import (
+    ANSWERS,
+    DOMAIN,
+    GENERAL,
+    LORA,
+    NO_PEFT,
+    QUESTIONS,
+    ROOT,
+    TEXTS,
+    TRAINING,
+    finish,
+    start_recipe,
+    write_jsonl,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_ppl_select.perplexity import evaluate_perplexity
 from hf_ppl_select.saving import load_json
 
-ROOT = Path(__file__).resolve().parents[1]
-TEXTS = [f"Fever and cough number {i} are treated with rest, tea and {i % 7} tablets. " * 3 for i in range(24)]
-DOMAIN = ["Hypertension is treated with diuretics.", "The patient had a cough."]
-GENERAL = ["The capital of France is Paris.", "Letters and numbers 1 2 3."]
-QUESTIONS = [f"What is treated with {i} tablets?" for i in range(24)]
-ANSWERS = [f"Fever number {i}." for i in range(24)]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] + ': ' }}{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
-    "{% else %}{{ message['content'] }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
-NO_PEFT = """
-import importlib.util, sys
-class NoPeft:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "peft":
-            raise ModuleNotFoundError("peft is not installed in this test")
-sys.meta_path.insert(0, NoPeft())
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == "peft" else find_spec(name, package)
-"""
-TRAINING = {
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "max_length": 64,
-    "per_device_train_batch_size": 4,
-    "num_train_epochs": 2,
-    "learning_rate": 1e-2,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-}
-LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["all-linear"]}
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def start_recipe(recipe, config, python_path=""):
-    """Run a recipe from a YAML file (JSON is YAML) in a process of its own."""
-    file = Path(config["output_dir"]).with_suffix(".yaml")
-    file.write_text(json.dumps(config))
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--config", str(file)],
-        env=os.environ | {"PYTHONPATH": f"{python_path}:{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
-
-
-@pytest.fixture
-def model_dir(tiny_model_dir):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(tiny_model_dir)
-    return tiny_model_dir
+pytest_plugins = ["recipe_fixtures"]
 
 
 def metrics_of(folder):
