@@ -162,3 +162,36 @@ def region_of_groups(
     sigma_min = np.sqrt(np.maximum(np.interp(mean, low_1, low_2) - mean**2, 0.0))
     sigma_max = np.sqrt(np.maximum(np.interp(mean, high_1, high_2) - mean**2, sigma_min**2))
     return AttainableRegion(mean * scale + shift, sigma_min * scale, sigma_max * scale, space, budget)
+
+
+def largest_whole_sigma(values: Any, number: int, mu: Any) -> Any:
+    """The largest standard deviation that `number` whole chunks with mean `mu` can have; NaN where mu is out of reach.
+
+    The region lets the chunks at the ends count in part. In a far tail that promises too much: a tenth of a chunk with
+    a perplexity of 100,000 cannot be taken. Among whole subsets the most spread has the lowest chunks, the highest j
+    chunks, and one between them that fills the sum: its values majorize those of any other subset with that mean.
+    (The bound treats that one chunk as free to have any value; with fewer than about a hundred chunks it is loose.)
+
+    Args:
+        values: `(n,)` values whose moments are meant.
+        number: K, whole chunks in the subset.
+        mu: mean or array of means.
+
+    Raises:
+        ValueError: `number` is not between 1 and n.
+    """
+    x = np.sort(np.asarray(values, dtype=float).reshape(-1))
+    if not 1 <= number <= len(x):
+        raise ValueError(f"number must be between 1 and {len(x)}, the size of the corpus; got {number}.")
+    mu = np.asarray(mu, dtype=float)
+    low, high = x[:number] - x[0], x[::-1][:number] - x[0]
+    low_1, high_1, low_2, high_2 = (np.concatenate([[0.0], np.cumsum(s)]) for s in (low, high, low**2, high**2))
+    tails = low_1[::-1] + high_1  # sums of the j highest and number - j lowest, rising in j
+    wanted = number * (mu - x[0])
+    j = np.clip(np.searchsorted(tails, wanted, side="right") - 1, 0, number - 1)
+    free = wanted - low_1[number - 1 - j] - high_1[j]
+    variance = (low_2[number - 1 - j] + high_2[j] + free**2) / number - (mu - x[0]) ** 2
+    slack = 1e-9 * max(abs(tails[-1]), number * abs(x[0]))
+    reached = (wanted >= tails[0] - slack) & (wanted <= tails[-1] + slack)
+    sigma = np.where(reached, np.sqrt(np.maximum(variance, 0.0)), np.nan)
+    return float(sigma) if sigma.ndim == 0 else sigma

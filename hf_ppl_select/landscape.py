@@ -8,7 +8,6 @@ adding two landscapes is adding their bins; and the moments of the whole come ou
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +15,11 @@ import numpy as np
 
 from .attainable import AttainableRegion, region_of_groups
 from .saving import load_json, save_json
+from .scored_columns import read_columns
 
 BINS_PER_NAT = 256
 _SCHEMA_VERSION = 1
+_BLOCK = 1 << 18  # values summed up together
 _SUMS = ("count", "tokens", "weight", "u1", "u2", "v1", "v2")  # columns of `sums`, see PerplexityLandscape
 
 
@@ -70,7 +71,7 @@ class PerplexityLandscape:
             ValueError: no rows, no chunk with a finite perplexity, or impossible values.
         """
         landscape, start = None, 0
-        for perplexity, num_tokens in _read_columns(dataset, perplexity_column, num_tokens_column):
+        for perplexity, num_tokens in read_columns(dataset, perplexity_column, num_tokens_column):
             part = cls._from_arrays(perplexity, num_tokens, weights, model, start)
             landscape = part if landscape is None else landscape.merge(part)
             start += len(perplexity)
@@ -94,16 +95,30 @@ class PerplexityLandscape:
             num_tokens: `(num_chunks,)` scored tokens per chunk; without it every chunk counts one, so budgets are in
                 chunks.
         """
-        perplexity = np.array(perplexity, dtype=float).reshape(-1)
-        num_tokens = np.ones(len(perplexity)) if num_tokens is None else np.array(num_tokens, dtype=float).reshape(-1)
-        if len(num_tokens) != len(perplexity):
-            raise ValueError(f"perplexity has {len(perplexity)} values, num_tokens has {len(num_tokens)}.")
+        perplexity = np.asarray(perplexity, dtype=None if isinstance(perplexity, np.ndarray) else float).reshape(-1)
+        if num_tokens is not None:
+            num_tokens = np.asarray(num_tokens, dtype=None if isinstance(num_tokens, np.ndarray) else float).reshape(
+                -1
+            )
+            if len(num_tokens) != len(perplexity):
+                raise ValueError(f"perplexity has {len(perplexity)} values, num_tokens has {len(num_tokens)}.")
         return cls._from_arrays(perplexity, num_tokens, weights, model, 0)._checked()
 
     @classmethod
     def _from_arrays(cls, perplexity, num_tokens, weights, model, start) -> PerplexityLandscape:
+        """Block by block, so that memory does not grow with the rows; `start` is the first row's number in errors."""
         if weights not in ("chunks", "tokens"):
             raise ValueError(f"weights must be 'chunks' or 'tokens', got {weights!r}.")
+        landscape = cls(np.empty(0, dtype=np.int64), np.empty((0, len(_SUMS))), weights, model=model)
+        for first in range(0, len(perplexity), _BLOCK):
+            rows = slice(first, first + _BLOCK)
+            x = np.asarray(perplexity[rows], dtype=float)
+            tokens = np.ones(len(x)) if num_tokens is None else np.asarray(num_tokens[rows], dtype=float)
+            landscape = landscape.merge(cls._of_block(x, tokens, weights, model, start + first))
+        return landscape
+
+    @classmethod
+    def _of_block(cls, perplexity, num_tokens, weights, model, start) -> PerplexityLandscape:
         scored = ~np.isnan(perplexity) & (num_tokens != 0)
         # A token's probability is at most 1, so a perplexity is at least 1 (float rounding aside).
         bad = np.flatnonzero(scored & ~((perplexity > 1 - 1e-6) & (num_tokens > 0) & np.isfinite(num_tokens)))
@@ -113,17 +128,24 @@ class PerplexityLandscape:
                 "perplexity is exp(nll_sum / num_tokens), 1 or more, and num_tokens is positive. Is the column nll?"
             )
         finite = scored & np.isfinite(perplexity)
+        skipped, infinite = int((~scored).sum()), int((scored & ~finite).sum())
         x, tokens = perplexity[finite], num_tokens[finite]
+        if not len(x):
+            return cls(np.empty(0, dtype=np.int64), np.empty((0, len(_SUMS))), weights, skipped, infinite, model)
         nll = np.log(x)
-        bin_of = np.floor(nll * BINS_PER_NAT).astype(np.int64)
-        bins, place = np.unique(bin_of, return_inverse=True)
+        bin_of = np.floor(nll * BINS_PER_NAT)
         v = nll - _centres(bin_of)
         u = np.expm1(v)
-        w = tokens if weights == "tokens" else np.ones(len(x))
-        columns = (np.ones(len(x)), tokens, w, w * u, w * u**2, w * v, w * v**2)
-        sums = np.stack([np.bincount(place, column, len(bins)) for column in columns], axis=1)
-        skipped, infinite = int((~scored).sum()), int((scored & ~finite).sum())
-        return cls(bins, sums, weights, num_skipped=skipped, num_infinite=infinite, model=model)
+        lowest = int(bin_of.min())
+        place = bin_of.astype(np.int64) - lowest
+        num_bins = int(place.max()) + 1
+        count = np.bincount(place, minlength=num_bins)
+        bins = np.flatnonzero(count)
+        w = tokens if weights == "tokens" else None
+        columns = [tokens, w, *(column if w is None else w * column for column in (u, u**2, v, v**2))]
+        sums = [count, *(np.bincount(place, column, num_bins) for column in columns)]
+        sums = np.stack([column[bins] for column in sums], axis=1).astype(float)
+        return cls(bins + lowest, sums, weights, skipped, infinite, model)
 
     def _checked(self) -> PerplexityLandscape:
         if not len(self.bins):
@@ -168,15 +190,15 @@ class PerplexityLandscape:
 
     def moments(self, space: Literal["linear", "log"]) -> tuple[float, float]:
         """`(mu, sigma)`: mean and standard deviation of perplexity (`"linear"`) or of nll in nats (`"log"`)."""
-        w, mean, std = self._bin_moments(space)
+        w, mean, std = self.bin_moments(space)
         scale = np.abs(mean).max() or 1.0  # so that heavy tails do not overflow when squared
         mean, std = mean / scale, std / scale
         mu = w @ mean / w.sum()
         variance = w @ ((mean - mu) ** 2 + std**2) / w.sum()
         return float(mu * scale), float(np.sqrt(variance) * scale)
 
-    def _bin_moments(self, space: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Per bin: weight, mean and standard deviation."""
+    def bin_moments(self, space: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Per bin: weight, exact mean and standard deviation `(num_bins,)` of perplexity or of nll."""
         nll = _centres(self.bins)
         _, _, w, u1, u2, v1, v2 = self.sums.T
         if space == "log":
@@ -196,7 +218,7 @@ class PerplexityLandscape:
         if not np.all((q >= 0) & (q <= 1)):
             raise ValueError(f"q must lie in [0, 1], got {q}.")
         count = self.sums[:, 0]
-        w, mean, std = self._bin_moments("log")
+        w, mean, std = self.bin_moments("log")
         # A bin's chunks count as evenly spread, with the bin's own mean and spread; its first and last are knots.
         reach = std * np.sqrt(3 * (count - 1) / (count + 1))
         floor, ceiling = self.bins / BINS_PER_NAT, (self.bins + 1) / BINS_PER_NAT
@@ -224,7 +246,7 @@ class PerplexityLandscape:
             raise ValueError(
                 f"asked for {num_tokens:g} tokens, but one chunk holds {self.tokens_per_chunk:g} on average."
             )
-        w, mean, std = self._bin_moments(space)
+        w, mean, std = self.bin_moments(space)
         return region_of_groups(mean, std, w, w.sum() * (num_tokens / self.num_tokens), space)
 
     def to_dict(self) -> dict[str, Any]:
@@ -274,25 +296,3 @@ def _spread(mean: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
     """Standard deviation of offsets from a bin's centre; equal chunks get 0, not rounding noise."""
     variance = mean_square - mean**2
     return np.sqrt(np.where(variance > 1e-20, variance, 0.0))
-
-
-def _read_columns(dataset: Any, *names: str, batch_size: int = 100_000) -> Iterator[list[np.ndarray]]:
-    """Yield the named columns as float arrays, a batch at a time; None becomes NaN."""
-    present = getattr(dataset, "column_names", None)
-    if isinstance(present, dict):
-        raise TypeError(f"the dataset has splits ({', '.join(present)}); pass one of them, like dataset['train'].")
-    if not hasattr(dataset, "select_columns") and not hasattr(dataset, "keys"):
-        raise TypeError(f"expected a scored datasets.Dataset, got {type(dataset).__name__}.")
-    if present is None:  # a stream whose columns are not known yet, or a dict or DataFrame
-        present = list(next(iter(dataset), {})) if hasattr(dataset, "select_columns") else list(dataset.keys())
-    if missing := [name for name in names if name not in present]:
-        raise KeyError(
-            f"the dataset has no column {missing[0]!r}, it has {', '.join(map(str, present)) or 'none'}; "
-            "run dataset.map(score_ppl, batched=True) first."
-        )
-    if hasattr(dataset, "select_columns"):
-        batches = dataset.select_columns(list(names)).with_format(None).iter(batch_size)
-    else:
-        batches = [dataset] if len(dataset[names[0]]) else []
-    for batch in batches:
-        yield [np.array(batch[name], dtype=float) for name in names]
