@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .model_identity import default_model_name, resolve_revision
 from .rows import TokenizedRow, bos_token, columns_to_score, tokenize_rows
-from .text_likelihoods import TextLikelihoods, context_length, evaluate_perplexity, score_rows
+from .text_likelihoods import TextLikelihoods, compiling_pays, context_length, evaluate_perplexity, score_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .likelihood import LikelihoodEngine
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["PerplexityScorer", "TextLikelihoods", "context_length", "evaluate_perplexity", "score_ppl", "score_rows"]
 
@@ -49,6 +52,8 @@ class PerplexityScorer:
         stride: tokens of context that a longer text's window repeats from the one before; default `max_length // 2`.
         dtype: `"auto"` keeps the checkpoint's; else e.g. `"float32"`.
         max_batch_tokens: padded tokens in one forward pass; changes speed and memory only.
+        compile: compile the model's layers, which takes a quarter of a minute and a C++ compiler, and then saves some
+            8 % of the time on a CPU; "auto" does after a million tokens, if it can. The rounding of bfloat16 changes.
         device: default: CUDA if there is one, else CPU. With `map(..., with_rank=True)`, one GPU per process.
         chat_template: for `messages`, instead of the tokenizer's own.
         keep_columns: return a batch's own columns too, as Ray Data's `map_batches` wants it; an empty text then has
@@ -69,6 +74,7 @@ class PerplexityScorer:
         stride: int | None = None,
         dtype: str = "auto",
         max_batch_tokens: int | None = None,
+        compile: bool | Literal["auto"] = False,
         device: str | None = None,
         chat_template: str | None = None,
         keep_columns: bool = False,
@@ -80,6 +86,8 @@ class PerplexityScorer:
             raise ValueError(f"max_length must be at least 2, not {max_length}.")
         if stride is not None and not 1 <= stride < (max_length or math.inf):
             raise ValueError(f"stride must be from 1 to max_length - 1, not {stride}.")
+        if compile not in (True, False, "auto"):
+            raise ValueError(f"compile must be True, False or 'auto', not {compile!r}.")
         self.model = model
         self.revision = revision
         self.text_column = text_column
@@ -88,11 +96,13 @@ class PerplexityScorer:
         self.stride = stride
         self.dtype = dtype
         self.max_batch_tokens = max_batch_tokens
+        self.compile = compile
         self.device = device
         self.chat_template = chat_template
         self.keep_columns = keep_columns
         self.trust_remote_code = trust_remote_code
         self._loaded: tuple[LikelihoodEngine, PreTrainedTokenizerBase] | None = None
+        self._num_tokens = 0  # scored with layers that are not compiled
 
     def __repr__(self) -> str:
         return f"PerplexityScorer({self.model_name!r})"
@@ -116,11 +126,11 @@ class PerplexityScorer:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        others = ("max_batch_tokens", "device", "keep_columns", "trust_remote_code")
+        others = ("max_batch_tokens", "compile", "device", "keep_columns", "trust_remote_code")
         return self.settings() | {name: getattr(self, name) for name in others}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _loaded=None)
+        self.__dict__.update(state, _loaded=None, _num_tokens=0)
         del self.__dict__["version"]
         if state["revision"].startswith("sha256:"):
             self.revision = None
@@ -150,6 +160,12 @@ class PerplexityScorer:
     ) -> dict[str, Any]:
         """The second half of a call: tokenized rows -> columns."""
         engine, tokenizer = self._load(rank)
+        if self._num_tokens is not None and self.compile:
+            self._num_tokens += sum(len(row.ids) for row in rows)
+            if self.compile is True or (compiling_pays(self._num_tokens) and engine.packs):
+                logger.info("Compiling the layers of %s.", self.model_name)
+                engine.compile()
+                self._num_tokens = None
         max_length = context_length(engine.model, self.max_length)
         scored = score_rows(
             rows,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +17,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .likelihood import LikelihoodEngine
+
+
+COMPILING_PAYS = 2**20  # tokens: compiled layers have then saved twice what compiling them took
+
+
+def compiling_pays(num_tokens: int) -> bool:
+    """Whether to compile a model with so many tokens to score: on a CPU, with a C++ compiler, if it is worth it."""
+    import torch
+
+    compilers = (os.environ.get("CXX"), "g++", "clang++")
+    can = not torch.cuda.is_available() and any(name and shutil.which(name) for name in compilers)
+    return can and num_tokens >= COMPILING_PAYS
 
 
 @dataclass(frozen=True)

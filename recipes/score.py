@@ -55,11 +55,17 @@ class ScoreArguments:
     chat_template_file: str | None = field(
         default=None, metadata={"help": "For messages: a Jinja template with {%% generation %%} marks."}
     )
+    compile: str = field(
+        default="auto",
+        metadata={"help": "Compile the model's layers: true, false; auto does for a long corpus on CPU."},
+    )
     max_batch_tokens: int | None = field(default=None, metadata={"help": "Padded tokens in one forward pass."})
     shard_size: int = field(default=1000, metadata={"help": "Chunks in a shard: what a kill can lose."})
     overwrite: bool = field(default=False, metadata={"help": "Start anew where output_dir has other settings."})
 
     def __post_init__(self):
+        if self.compile not in ("auto", "true", "false"):
+            raise ValueError(f"compile must be auto, true or false, not {self.compile!r}.")
         self.keep_columns = [self.keep_columns] if isinstance(self.keep_columns, str) else self.keep_columns
         for name, least in (("chunk_length", 0), ("shard_size", 1)):
             if type(value := getattr(self, name)) is not int or value < least:
@@ -79,6 +85,7 @@ def main(args):
     from hf_ppl_select.rows import columns_to_score
     from hf_ppl_select.shards import ShardedOutput, hash_rows, launched_as
     from hf_ppl_select.sources import load_rows
+    from hf_ppl_select.text_likelihoods import compiling_pays
 
     rank, num_processes, local_rank = launched_as()
     scorer = PerplexityScorer(
@@ -113,12 +120,18 @@ def main(args):
     if not any(any(batch[columns[-1]]) for batch in chunks.select_columns(columns).iter(1000)):
         raise ValueError(f"{args.dataset_name} has no text: all of its {len(documents)} rows are empty.")
 
+    # Decided by the whole corpus, not by what is left of it: a run that was killed goes on with the same numbers
+    num_tokens = len(chunks) * args.chunk_length
+    scorer.compile = args.compile == "true" or (args.compile == "auto" and compiling_pays(num_tokens))
+
     # Go on with what an earlier run of the same settings has finished
     settings |= {"num_chunks": len(chunks), "chunks_sha256": hash_rows(chunks)}
     starts = range(0, len(chunks), args.shard_size)
     output = ShardedOutput.open(args.output_dir, len(starts), settings, overwrite=args.overwrite, rank=rank)
     missing = {index: range(starts[index], len(chunks))[: args.shard_size] for index in output.missing}
     print(f"{len(chunks)} chunks in {len(starts)} shards, of which {len(missing)} are still to score.", flush=True)
+    if scorer.compile and missing:
+        print("The model's layers are compiled first.", flush=True)
     if missing:  # a landscape would be of data that is overwritten
         (output.folder / "landscape.json").unlink(missing_ok=True)
     missing = {index: rows for index, rows in missing.items() if index % num_processes == rank}

@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset, disable_caching, enable_caching
 from datasets.fingerprint import Hasher
 from test_rows import CHAT, CHAT_TEMPLATE
 
-from hf_ppl_select import PerplexityScorer, score_ppl
+from hf_ppl_select import PerplexityScorer, score_ppl, text_likelihoods
 from hf_ppl_select.perplexity import SCORE_COLUMNS, context_length, evaluate_perplexity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -310,3 +310,25 @@ def test_real_model_real_answers(smollm2_dir, shared_data):
     plain = [plain_nll(model, tokenizer, text) for text in answers]
     np.testing.assert_array_equal(found.num_tokens, [number for _, number in plain])
     np.testing.assert_allclose(found.nll_sum, [nll for nll, _ in plain], rtol=1e-5)
+
+
+def test_compiled_layers_give_the_same_numbers(tiny_model_dir, monkeypatch):
+    rows = {"text": [f"a sentence about number {i} " * (1 + i % 9) for i in range(40)]}
+    plain = PerplexityScorer(tiny_model_dir)(rows)
+    compiled = PerplexityScorer(tiny_model_dir, compile=True)
+    found = compiled(rows)
+    assert found["nll_sum"] == pytest.approx(plain["nll_sum"], rel=1e-5)
+    layers = compiled._loaded[0].causal_lm.model.layers
+    assert all(layer._compiled_call_impl is not None for layer in layers)
+
+    monkeypatch.setattr(text_likelihoods, "COMPILING_PAYS", 2000)
+    monkeypatch.setattr("hf_ppl_select.likelihood.LikelihoodEngine._packing_pays", lambda self: True)
+    auto = PerplexityScorer(tiny_model_dir, compile="auto")
+    auto({"text": rows["text"][:5]})
+    assert auto._loaded[0].causal_lm.model.layers[0]._compiled_call_impl is None
+    for _ in range(3):
+        found = auto(rows)
+    assert auto._loaded[0].causal_lm.model.layers[0]._compiled_call_impl is not None
+    assert found["nll_sum"] == pytest.approx(plain["nll_sum"], rel=1e-5)
+    with pytest.raises(ValueError, match="compile must be"):
+        PerplexityScorer(tiny_model_dir, compile="always")
