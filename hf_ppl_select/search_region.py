@@ -33,9 +33,13 @@ class TrustedRegion:
         outside = (mu < self.vertices[:, 0].min()) | (mu > self.vertices[:, 0].max())
         return np.where(outside, np.nan, low), np.where(outside, np.nan, high)
 
-    def contains(self, mu: Any, sigma: Any) -> Any:
-        low, high = self.sigma_bounds(mu)
-        inside = (sigma >= low) & (sigma <= high)
+    def contains(self, mu: Any, sigma: Any, tolerance: float = 1e-6) -> Any:
+        """Whether inside, within `tolerance` as a share of mu and sigma."""
+        mu, sigma = np.asarray(mu, dtype=float), np.asarray(sigma, dtype=float)
+        first, last = self.vertices[:, 0].min(), self.vertices[:, 0].max()
+        near = np.where(np.abs(np.clip(mu, first, last) - mu) <= tolerance * np.abs(mu), np.clip(mu, first, last), mu)
+        low, high = self.sigma_bounds(near)
+        inside = (sigma >= low - tolerance * sigma) & (sigma <= high + tolerance * sigma)
         return bool(inside) if np.ndim(inside) == 0 else inside
 
 

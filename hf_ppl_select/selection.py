@@ -308,4 +308,5 @@ def _predict(name: str, law: ScalingLaw | None, mu: float, sigma: float, num_tok
     from .optimum import trusted_region
 
     loss = float(law.predict(mu, sigma, num_tokens))
-    return {f"{name}_loss": loss, f"{name}_trusted": bool(trusted_region(law).contains(mu, sigma))}
+    trusted = trusted_region(law).contains(mu, sigma, tolerance=1e-3)  # an optimum on its edge is met from either side
+    return {f"{name}_loss": loss, f"{name}_trusted": bool(trusted)}

@@ -288,7 +288,9 @@ def test_bad_files_are_named(tmp_path):
 def test_names_groups_and_files_resolve_once_each(own_file):
     names = [benchmark.name for benchmark in resolve_benchmarks(["medical", "medmcqa", str(own_file), "general"])]
     assert names == [*GROUPS["medical"], "mine", *GROUPS["general"]]
-    assert all(BENCHMARKS[name].group == group for group, names in GROUPS.items() for name in names)
+    assert all(
+        BENCHMARKS[name].group == group.removeprefix("paper_") for group, names in GROUPS.items() for name in names
+    )
     with pytest.raises(ValueError, match="No benchmarks to run"):
         resolve_benchmarks([])
     with pytest.raises(ValueError, match="Two benchmarks are called 'medmcqa'"):
@@ -421,9 +423,26 @@ def test_long_prompts_lose_their_left_end_and_are_counted(tiny_model, tiny_token
     [question, _] = read_benchmarks(str(path))[0][2]
     [requests] = encode_questions([question], tiny_tokenizer, 64)
     full, start = harness_pair(tiny_tokenizer, question.prompt, " Paris")
-    assert requests[1].ids == full[-64:]
-    assert requests[1].num_truncated == len(full) - 64
+    assert requests[1].ids == full[-65:]  # the harness feeds the last 65 but one, and so do we
+    assert requests[1].num_truncated == len(full) - 65
     assert requests[1].ids[requests[1].start :] == full[start:]
+
+
+def test_cut_prompts_are_scored_on_what_the_harness_feeds(tiny_model, tiny_tokenizer, tmp_path):
+    """Choices of different lengths leave different contexts, and the last token is predicted but never fed."""
+    row = {**OWN_ROWS[0], "question": "breath " * 60, "choices": ["Rome", "shortness of breath", "fever, cough"]}
+    path = write_jsonl(tmp_path / "long.jsonl", [row])
+    found = run_benchmarks(tiny_model, tiny_tokenizer, str(path), max_length=30, progress=False)
+    [(_, _, [question])] = read_benchmarks(str(path))
+    expected = []
+    for choice in question.choices:
+        ids, start = harness_pair(tiny_tokenizer, question.prompt, f" {choice}")
+        continuation, fed = ids[start:], ids[-31:][:-1]
+        with torch.no_grad():
+            log_probs = torch.log_softmax(tiny_model(input_ids=torch.tensor([fed])).logits[0].double(), dim=-1)
+        rows = log_probs[-len(continuation) :]
+        expected.append(sum(rows[i, token].item() for i, token in enumerate(continuation)))
+    assert found.benchmarks["long"].records[0].log_likelihoods == pytest.approx(expected, rel=1e-5)
 
 
 def test_choice_that_does_not_fit_is_an_error(tiny_tokenizer):
@@ -474,17 +493,20 @@ def test_same_tokens_run_once(tiny_model, tiny_tokenizer, tmp_path):
     from hf_ppl_select.likelihood import LikelihoodEngine
 
     class CountingEngine(LikelihoodEngine):
-        num_sequences = 0
+        shapes = ()
 
-        def nll(self, sequences, counted, *, progress=None):
-            self.num_sequences += len(sequences)
-            return super().nll(sequences, counted, progress=progress)
+        def outputs(self, input_ids, **inputs):
+            self.shapes += (tuple(input_ids.shape),)
+            return super().outputs(input_ids, **inputs)
 
     path = write_jsonl(tmp_path / "twice.jsonl", [OWN_ROWS[0], OWN_ROWS[0]])
     engine = CountingEngine(tiny_model)
     records = run_benchmarks(tiny_model, tiny_tokenizer, str(path), engine=engine, progress=False)
     records = records.benchmarks["twice"].records
-    assert engine.num_sequences == 3
+    [(_, _, [question, _])] = read_benchmarks(str(path))
+    encoded = [harness_pair(tiny_tokenizer, question.prompt, f" {choice}") for choice in question.choices]
+    # The prompt once, and each choice's tokens but the last, for both copies of the question together.
+    assert engine.shapes[-1] == (1, encoded[0][1] + sum(len(ids) - start - 1 for ids, start in encoded))
     assert records[0].log_likelihoods == records[1].log_likelihoods
 
 
@@ -621,7 +643,8 @@ def test_recipe_runs_from_yaml_saves_and_compares(monkeypatch, capsys, tiny_mode
     assert "| general_questions | 8 |" in capsys.readouterr().out
     assert BenchmarkResults.load(base).limit == 8
     run_recipe(monkeypatch, "--config", config, "--output", tmp_path / "second.json", "--compare_with", base)
-    assert "| mine | 4 | 0.0000 [0.0000, 0.0000] |" in capsys.readouterr().out
+    compared = capsys.readouterr().out.split("question by question")[1]
+    assert re.search(r"\| mine \| 4 \| (0\.\d+) → \1 \| \+0.0000 \[\+0.0000, \+0.0000\] \|.*\| 0, 0 \| 1 \|", compared)
 
 
 @pytest.mark.parametrize(

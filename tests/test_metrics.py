@@ -11,7 +11,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from hf_ppl_select.benchmarks import METRICS, load_metric
+from hf_ppl_select.benchmarks import METRICS, MODULES, load_metric
 
 FOLDER = Path(sys.modules["hf_ppl_select.benchmarks"].__file__).parent / "metrics"
 # Three questions with 2, 3 and 4 choices. Right by sum: the first only; per character: the first and the second.
@@ -111,6 +111,107 @@ def test_combine_takes_one_set_of_inputs():
     assert {name: found[name] for name in METRICS} == pytest.approx(VALUES)
 
 
+def test_combine_takes_every_module():
+    inputs = {**INPUTS, "baseline_predictions": [[-2.0, -1.0], *INPUTS["predictions"][1:]]}
+    found = evaluate.combine([load_metric(name) for name in MODULES]).compute(**inputs)
+    assert {name: found[name] for name in METRICS} == pytest.approx(VALUES)
+    assert found["paired_difference"] == pytest.approx(1 / 3)
+    assert found["mcnemar_p"] == 1.0  # one question that only one got right says nothing
+    assert 0 < found["choice_calibration_brier"] < 2
+
+
+def test_calibration_by_hand():
+    # Sure by 0.8 and right three times of four; sure by 0.5 (a tie) and right once of two.
+    sure, tie = [np.log(0.8), np.log(0.2)], [-3.0, -3.0]
+    found = load_metric("choice_calibration").compute(
+        predictions=[sure] * 4 + [tie] * 2, references=[0, 0, 0, 1, 0, 1], num_bins=5
+    )
+    assert found["choice_calibration_ece"] == pytest.approx((4 * 0.05 + 0) / 6)
+    assert found["choice_calibration_brier"] == pytest.approx((3 * 0.08 + 1.28 + 2 * 0.5) / 6)
+    assert found["choice_calibration_confidence"] == pytest.approx((4 * 0.8 + 2 * 0.5) / 6)
+    assert found["choice_calibration_brier_low"] <= found["choice_calibration_brier"]
+
+
+def test_calibration_of_certainty():
+    metric = load_metric("choice_calibration")
+    right = metric.compute(predictions=[[0.0, float("-inf")]] * 3, references=[0] * 3)
+    assert (right["choice_calibration_brier"], right["choice_calibration_ece"]) == (0.0, 0.0)
+    wrong = metric.compute(predictions=[[0.0, -2000.0]] * 3, references=[1] * 3)
+    assert (wrong["choice_calibration_brier"], wrong["choice_calibration_ece"]) == (2.0, 1.0)
+
+
+def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_has_not():
+    rng = np.random.default_rng(0)
+    probability = rng.uniform(0.5, 1.0, size=20_000)
+    references = (rng.random(20_000) > probability).astype(int).tolist()
+    honest = np.log(np.stack([probability, 1 - probability], axis=1))
+    metric = load_metric("choice_calibration")
+    errors = [
+        metric.compute(predictions=(factor * honest).tolist(), references=references, num_resamples=2)[
+            "choice_calibration_ece"
+        ]
+        for factor in (1.0, 3.0)
+    ]
+    assert errors[0] < 0.02 < 0.1 < errors[1]
+
+
+def test_paired_comparison_can_be_per_character():
+    rows = {"predictions": [[-6.0, -4.0]], "baseline_predictions": [[-6.0, -1.0]], "references": [0]}
+    metric = load_metric("paired_comparison")
+    assert metric.compute(**rows)["paired_difference"] == 0.0
+    chars = {"num_chars": [[12, 2]]}
+    assert metric.compute(**rows, **chars)["paired_difference"] == 0.0  # given for the others, and not used
+    assert metric.compute(**rows, **chars, normalized=True)["paired_difference"] == 0.0  # both right
+    assert metric.compute(**{**rows, "baseline_predictions": [[-60.0, -1.0]]}, **chars, normalized=True)[
+        "paired_difference"
+    ] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="normalized=True needs num_chars"):
+        metric.compute(**rows, normalized=True)
+
+
+def test_paired_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(4)
+    metric, covered = load_metric("paired_comparison"), 0
+    for seed in range(60):  # right with probability 0.6 and 0.5, and mostly on the same questions
+        hard = rng.random(200)
+        rows = [[[-1.0, -2.0] if h < p else [-2.0, -1.0] for h in hard] for p in (0.6, 0.5)]
+        found = metric.compute(
+            predictions=rows[0], baseline_predictions=rows[1], references=[0] * 200, seed=seed, num_resamples=300
+        )
+        covered += found["paired_difference_low"] <= 0.1 <= found["paired_difference_high"]
+    assert covered >= 51
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "message"),
+    [
+        ("choice_calibration", {"predictions": [[-1.0, float("nan")]], "references": [0]}, "Question 0: a log-l.*NaN"),
+        ("choice_calibration", {"predictions": [[float("-inf")] * 2], "references": [0]}, "none of them is finite"),
+        ("choice_calibration", {"predictions": [[-1.0, -2.0]], "references": [2]}, "reference 2 is no index"),
+        ("choice_calibration", {"predictions": [[-1.0, -2.0]], "references": [0], "num_bins": 0}, "num_bins"),
+        ("choice_calibration", {"predictions": [], "references": []}, "no questions"),
+        (
+            "paired_comparison",
+            {"predictions": [], "baseline_predictions": [], "references": []},
+            "no questions",
+        ),
+        (
+            "paired_comparison",
+            {"predictions": [[-1.0, -2.0]], "baseline_predictions": [[-1.0, float("nan")]], "references": [0]},
+            "Question 0: a log-likelihood in baseline_predictions is NaN",
+        ),
+        (
+            "paired_comparison",
+            {"predictions": [[-1.0, -2.0]], "baseline_predictions": [[-1.0, -2.0, -3.0]], "references": [0]},
+            "Question 0: 2 choices in predictions, 3 in the baseline",
+        ),
+    ],
+)
+def test_bad_input_of_the_other_modules_is_refused(name, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        load_metric(name).compute(**inputs)
+
+
 def test_batches_add_up():
     metric = load_metric("choice_accuracy_norm")
     for i in range(3):
@@ -147,10 +248,18 @@ def test_unknown_metric_lists_those_there_are():
         load_metric("accuracy")
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", MODULES)
 def test_every_module_has_a_card(name):
     card = (FOLDER / name / "README.md").read_text(encoding="utf-8")
-    sections = ["Metric description", "How to use", "Inputs", "Output values", "Examples", "Limitations", "Citation"]
+    sections = [
+        "## Metric description",
+        "How to use",
+        "Inputs",
+        "Output values",
+        "Examples",
+        "Limitations",
+        "Citation",
+    ]
     assert [section for section in sections if section not in card] == []
     assert card.startswith("---\ntitle:")
 

@@ -10,6 +10,7 @@ from hf_ppl_select.fitting import fit_scaling_law
 from hf_ppl_select.landscape import PerplexityLandscape
 from hf_ppl_select.optimum import find_optimum, general_points, trusted_region
 from hf_ppl_select.scaling_law import LAW_FORMS
+from hf_ppl_select.search_region import hull_of_probes
 from hf_ppl_select.selection import plan_selection
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*heavy-tailed")  # wide grids of (mu, sigma) on purpose
@@ -382,3 +383,13 @@ def test_absurd_junk_gives_numbers_that_can_be_saved(landscape, top, form):
     assert not optimum.random_trusted and optimum.loss == pytest.approx(law.predict(optimum.mu, optimum.sigma, 2e5))
     json.dumps(asdict(optimum), allow_nan=False)
     assert "extrapolated gain" in str(optimum) and "tokens for this loss" not in str(optimum)
+
+
+def test_a_point_on_the_edge_of_the_trusted_region_is_inside_it():
+    region = hull_of_probes(np.array([10.0, 20.0, 30.0]), np.array([4.0, 8.0, 5.0]))
+    first = region.vertices[:, 0].min()
+    low, high = region.sigma_bounds(20.0)
+    for share, inside in ((0.9995, True), (0.99, False)):
+        assert region.contains(20.0, low * share, 1e-3) == region.contains(20.0, high / share, 1e-3) == inside
+        assert region.contains(first * share, region.sigma_bounds(first)[0], 1e-3) == inside
+    assert region.contains(np.array([20.0, 1.0]), np.array([(low + high) / 2, 1.0])).tolist() == [True, False]

@@ -1,24 +1,42 @@
 """Multiple-choice benchmarks as data, scored by log-likelihood, with metrics that are `evaluate` modules."""
 
-from .loading import METRICS, Question, load_metric
-from .results import BenchmarkResult, BenchmarkResults, Estimate, Record, markdown_table
+from .calibration import calibration, calibration_table
+from .catalogue import BENCHMARKS, GROUPS, resolve_benchmarks
+from .comparison import ComparedBenchmark, RunComparison, compare_records
+from .estimates import Estimate, Record
+from .eval_results import eval_result_entries, model_index, save_eval_results
+from .loading import Question
+from .modules import METRICS, MODULES, load_metric
+from .records import SavedRecords, load_records
+from .results import BenchmarkResult, BenchmarkResults, markdown_table
 from .runner import read_benchmarks, run_benchmarks
-from .tasks import BENCHMARKS, GROUPS, Benchmark, own_benchmark, resolve_benchmarks
+from .tasks import Benchmark, own_benchmark
 
 __all__ = [
     "BENCHMARKS",
     "GROUPS",
     "METRICS",
+    "MODULES",
     "Benchmark",
     "BenchmarkResult",
     "BenchmarkResults",
+    "ComparedBenchmark",
     "Estimate",
     "Question",
     "Record",
+    "RunComparison",
+    "SavedRecords",
+    "calibration",
+    "calibration_table",
+    "compare_records",
+    "eval_result_entries",
     "load_metric",
+    "load_records",
     "markdown_table",
+    "model_index",
     "own_benchmark",
     "read_benchmarks",
     "resolve_benchmarks",
     "run_benchmarks",
+    "save_eval_results",
 ]

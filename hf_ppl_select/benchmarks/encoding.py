@@ -50,8 +50,8 @@ def encode_questions(
     """Token ids of every choice after its prompt.
 
     The ids are encode(prompt) followed by what encode(prompt + " " + choice) has beyond that many tokens; spaces at
-    the prompt's end belong to the continuation. Where both together exceed `max_length`, the prompt loses its left
-    end (the harness keeps one token more, since it never feeds the last one to the model).
+    the prompt's end belong to the continuation. Where both together exceed `max_length` + 1, the prompt loses its left
+    end; the one token more is the last, which is predicted and never fed to the model.
 
     Args:
         questions: what to encode.
@@ -80,13 +80,13 @@ def encode_questions(
         row = []
         for choice in question.choices:
             continuation = next(whole_ids)[len(before) :]
-            if not 0 < len(continuation) < max_length:
+            if not 0 < len(continuation) <= max_length:
                 raise ValueError(
                     f"{name}, row {question.index}: the choice {choice!r} has {len(continuation)} tokens of its own; "
-                    f"there must be at least one, and fewer than the model's {max_length}."
+                    f"there must be at least one, and at most the model's {max_length}."
                 )
             ids = [*lead, *before, *continuation]
-            kept = ids[-max_length:]
+            kept = ids[-max_length - 1 :]
             row.append(Request(tuple(kept), len(kept) - len(continuation), len(ids) - len(kept)))
         requests.append(row)
     return requests

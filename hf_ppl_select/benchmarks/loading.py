@@ -1,88 +1,64 @@
-"""Reading benchmarks into questions, from the Hub or local files, and loading the package's `evaluate` modules."""
+"""Rows into questions: templates filled, every row checked, few-shot examples put before the question."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
+import hashlib
+import logging
 import string
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .tasks import FILE_SUFFIXES, Benchmark, Row, answer_index
+from .preparing import Row
+from .reading import find_source, read_rows
+from .tasks import Benchmark, answer_index
 
-if TYPE_CHECKING:
-    import evaluate
-
-METRICS = ("choice_accuracy", "choice_accuracy_norm", "choice_bits_per_byte")
-_NESTED_COLUMNS = ("choices", "context", "endings")  # JSON in .csv files
+logger = logging.getLogger(__name__)
+__all__ = ["Question", "find_source", "load_questions"]
+_DELIMITER = "\n\n"  # between examples, as in lm-evaluation-harness
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question: the choices continue `prompt` after a space. `index` is its row in the file or split."""
+    """One question: the choices continue `prompt` after a space. `index` is its row in the file or split.
+
+    `digest` is a hash of the question without its examples and of its choices: two runs that have it in common have
+    answered the same question.
+    """
 
     index: int
     prompt: str
     choices: tuple[str, ...]
     gold: int
+    digest: str = field(default="", compare=False)
 
 
-def load_metric(name: str) -> evaluate.Metric:
-    """Load one of the package's `evaluate` modules by its path, so that it works offline.
+@dataclass(frozen=True)
+class _Filled:
+    """A row put into the templates. `key` is the value that a question and its examples share."""
 
-    Args:
-        name: `"choice_accuracy"`, `"choice_accuracy_norm"` or `"choice_bits_per_byte"`.
-    """
-    import evaluate
+    description: str
+    body: str
+    choices: tuple[str, ...]
+    gold: int
+    key: Any
 
-    if name not in METRICS:
-        raise ValueError(f"There is no metric {name!r}; there are {', '.join(METRICS)}.")
-    return evaluate.load(str(Path(__file__).parent / "metrics" / name), keep_in_memory=True)
-
-
-def find_source(
-    benchmark: Benchmark,
-    data_dir: str | os.PathLike | None = None,
-    data_files: Mapping[str, str | os.PathLike] | None = None,
-) -> Path | None:
-    """The local file to read a benchmark from, or None for the Hub.
-
-    `data_files[name]` comes first, then the benchmark's own path, then `data_dir`, which holds `<file_stem>` or
-    `<name>` with one of the known endings.
-
-    Raises:
-        FileNotFoundError: the file, or one for this benchmark in `data_dir`, does not exist.
-        ValueError: the file has an unknown ending.
-    """
-    if data_files and benchmark.name in data_files:
-        path = Path(data_files[benchmark.name])
-    elif benchmark.is_file:
-        path = Path(benchmark.dataset)
-    elif data_dir is not None:
-        stems = [stem for stem in (benchmark.file_stem, benchmark.name) if stem]
-        candidates = [Path(data_dir) / f"{stem}{suffix}" for stem in stems for suffix in FILE_SUFFIXES]
-        path = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(
-                f"{benchmark.name}: {data_dir} has no {' or '.join(stems)} ({', '.join(FILE_SUFFIXES)}); add the "
-                "file, drop the benchmark, or leave data_dir out to load it from the Hub."
-            )
-    else:
-        return None
-    if path.suffix not in FILE_SUFFIXES:
-        raise ValueError(f"{benchmark.name}: {path} does not end in {', '.join(FILE_SUFFIXES)}.")
-    if not path.is_file():
-        raise FileNotFoundError(f"{benchmark.name}: there is no file {path}.")
-    return path
+    @property
+    def example(self) -> str:
+        return f"{self.body} {self.choices[self.gold]}{_DELIMITER}"
 
 
 def load_questions(
-    benchmark: Benchmark, path: Path | None = None, *, limit: int | None = None, seed: int = 0
+    benchmark: Benchmark,
+    path: Path | None = None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    num_fewshot: int = 0,
+    examples_path: Path | None = None,
 ) -> list[Question]:
     """Read a benchmark's questions and check every one of them.
 
@@ -90,42 +66,105 @@ def load_questions(
         benchmark: which.
         path: the local file, see [`find_source`]; None loads it from the Hub.
         limit: keep this many, drawn with `seed`; the draw of a smaller limit is part of that of a larger one.
-        seed: of the draw.
+        seed: of both draws.
+        num_fewshot: solved examples before each question, drawn once with `seed` (for each value of
+            `benchmark.examples_by`) from the benchmark's other split; in file order. A row that is also among the
+            questions is drawn only where there are too few others, and never stands before itself.
+        examples_path: the local file of that split; None loads it from the Hub.
 
     Raises:
-        ValueError: a row lacks a column, has a null in it or an answer out of range; the row is named.
+        ValueError: a row lacks a column, has a null in it or an answer out of range (the row is named), or there are
+            too few examples.
         ConnectionError: the Hub cannot be reached.
+        PermissionError: the data set is gated and its terms are not accepted.
     """
     source = str(path) if path else f"{benchmark.dataset} ({benchmark.split}) on the Hub"
-    questions = []
-    for index, row in enumerate(_read(path) if path else _read_hub(benchmark)):
-        try:
-            if benchmark.where is None or str(row[benchmark.where[0]]) in benchmark.where[1]:
-                questions.append(_question(benchmark, index, row))
-        except KeyError as error:
-            message = f"no column {error}; there are {', '.join(map(str, row))}."
-            raise ValueError(f"{benchmark.name}, row {index} of {source}: {message}") from None
-        except (AttributeError, IndexError, TypeError, ValueError) as error:  # a null, or another type than expected
-            raise ValueError(f"{benchmark.name}, row {index} of {source}: {error}") from None
-    if not questions:
+    filled: dict[int, _Filled] = {}
+    for index, row in enumerate(read_rows(benchmark, path, benchmark.split)):
+        found = _fill(benchmark, index, row, source)
+        if found is not None:
+            filled[index] = found
+    if not filled:
         kept = f" with {benchmark.where[0]!r} among those it keeps" if benchmark.where else ""
         raise ValueError(f"{benchmark.name}: {source} has no rows{kept}.")
-    if limit is not None and limit < len(questions):
-        drawn = np.random.default_rng(seed).permutation(len(questions))[:limit]
-        questions = [questions[i] for i in np.sort(drawn)]
-    return questions
+    kept_rows = list(filled)
+    if limit is not None and limit < len(kept_rows):
+        drawn = np.random.default_rng(seed).permutation(len(kept_rows))[:limit]
+        kept_rows = [kept_rows[i] for i in np.sort(drawn)]
+    examples: dict[Any, list[_Filled]] = {}
+    if num_fewshot:
+        taken = {question.body for question in filled.values()}
+        keys = list(dict.fromkeys(filled[index].key for index in kept_rows))
+        examples = _draw_examples(benchmark, examples_path, num_fewshot, seed, keys, taken)
+    return [_question(index, filled[index], examples.get(filled[index].key, [])) for index in kept_rows]
 
 
-def _question(benchmark: Benchmark, index: int, row: Row) -> Question:
+def _question(index: int, filled: _Filled, examples: Sequence[_Filled]) -> Question:
+    shown = "".join(example.example for example in examples if example.body != filled.body)
+    whole = "\x00".join((filled.description, filled.body, *filled.choices))
+    digest = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return Question(index, filled.description + shown + filled.body, filled.choices, filled.gold, digest)
+
+
+def _draw_examples(
+    benchmark: Benchmark, path: Path | None, num_fewshot: int, seed: int, keys: Sequence[Any], taken: set[str]
+) -> dict[Any, list[_Filled]]:
+    """For each key `num_fewshot` examples; those whose question is among the `taken` ones only where others lack."""
+    source = str(path) if path else f"{benchmark.dataset} ({benchmark.examples_split}) on the Hub"
+    rows = read_rows(benchmark, path, benchmark.examples_split)
+    fresh: dict[Any, dict[int, _Filled]] = {key: {} for key in keys}
+    known: dict[Any, dict[int, _Filled]] = {key: {} for key in keys}
+    for index in np.random.default_rng(seed).permutation(len(rows)).tolist():
+        if all(len(found) == num_fewshot for found in fresh.values()):
+            break
+        row = _fill(benchmark, index, rows[index], source)
+        if row is not None and row.key in fresh:
+            found = known if row.body in taken else fresh
+            if len(found[row.key]) < num_fewshot:
+                found[row.key][index] = row
+    drawn = {}
+    for key in keys:
+        where = f" with {benchmark.examples_by} {key!r}" if benchmark.examples_by else ""
+        lacking = num_fewshot - len(fresh[key])
+        # Some of MMLU's subjects have two or three of their five examples among their questions too.
+        if not fresh[key] or lacking > len(known[key]):
+            raise ValueError(
+                f"{benchmark.name}: {source} has {len(fresh[key])} rows{where} that are not questions themselves; "
+                f"num_fewshot={num_fewshot} needs more."
+            )
+        if lacking:
+            logger.warning("%s: %d of %d examples%s are questions too.", benchmark.name, lacking, num_fewshot, where)
+        chosen = {**fresh[key], **dict(list(known[key].items())[:lacking])}
+        drawn[key] = [chosen[index] for index in sorted(chosen)]
+    return drawn
+
+
+def _fill(benchmark: Benchmark, index: int, row: Row, source: str) -> _Filled | None:
+    """None where the benchmark does not keep the row."""
+    try:
+        if benchmark.where is None or str(row[benchmark.where[0]]) in benchmark.where[1]:
+            return _fill_kept(benchmark, row)
+    except KeyError as error:
+        message = f"no column {error}; there are {', '.join(map(str, row))}."
+        raise ValueError(f"{benchmark.name}, row {index} of {source}: {message}") from None
+    except (AttributeError, IndexError, TypeError, ValueError) as error:  # a null, or another type than expected
+        raise ValueError(f"{benchmark.name}, row {index} of {source}: {error}") from None
+    return None
+
+
+def _fill_kept(benchmark: Benchmark, row: Row) -> _Filled:
+    key = row[benchmark.examples_by] if benchmark.examples_by else None
     if benchmark.prepare is not None:
         row = benchmark.prepare(row)
-    prompt = _StrictFormatter().vformat(benchmark.prompt, (), row)
+    formatter = _StrictFormatter()
+    body = formatter.vformat(benchmark.prompt, (), row)
     choices = benchmark.choices if isinstance(benchmark.choices, tuple) else tuple(row[benchmark.choices])
-    if not prompt.strip():
+    if not body.strip():
         raise ValueError("the prompt is empty.")
     if len(choices) < 2 or not all(isinstance(choice, str) and choice for choice in choices):
         raise ValueError(f"there must be two or more choices, none of them empty, not {list(choices)}.")
-    return Question(index, prompt, choices, answer_index(row[benchmark.answer], choices))
+    description = formatter.vformat(benchmark.description, (), row)
+    return _Filled(description, body, choices, answer_index(row[benchmark.answer], choices), key)
 
 
 class _StrictFormatter(string.Formatter):
@@ -134,54 +173,3 @@ class _StrictFormatter(string.Formatter):
         if value is None:
             raise ValueError(f"column {field_name!r} is null.")
         return value, first
-
-
-def _read_hub(benchmark: Benchmark) -> list[Row]:
-    from datasets import load_dataset
-
-    try:
-        return load_dataset(benchmark.dataset, benchmark.config, split=benchmark.split).to_list()
-    except (ConnectionError, FileNotFoundError) as error:
-        raise ConnectionError(
-            f"{benchmark.name}: cannot load {benchmark.dataset!r} from the Hub ({error}). Pass data_dir= or "
-            "data_files= to read a local file with the same columns."
-        ) from error
-
-
-def _read(path: Path) -> list[Row]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path).to_pylist()
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [_parse_nested(path, index, row) for index, row in enumerate(csv.DictReader(file))]
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        return json.loads(text)
-    return list(_json_lines(path, text))
-
-
-def _json_lines(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not valid JSON: {error}.") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number} is not a JSON object.")
-            yield row
-
-
-def _parse_nested(path: Path, index: int, row: dict[str, str]) -> Row:
-    parsed: Row = dict(row)
-    for column in _NESTED_COLUMNS:
-        if str(row.get(column, "")).startswith(("[", "{")):
-            try:
-                parsed[column] = json.loads(row[column])
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}, row {index}: column {column!r} must be JSON in .csv, not {row[column]!r} ({error})."
-                ) from None
-    return parsed

@@ -1,49 +1,18 @@
-"""What a run of benchmarks found: records per question, metrics with intervals, group averages, paired differences."""
+"""What a run of benchmarks found: records per question, metrics with intervals, group averages; saving it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from ..saving import load_json, save_json
-from .loading import METRICS
+from .estimates import Estimate, Record, paired_differences
+from .modules import METRICS
 
 KIND, VERSION = "benchmark_results", 1
 _TITLES = {"choice_accuracy": "acc", "choice_accuracy_norm": "acc_norm", "choice_bits_per_byte": "bits per byte"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """One question under one model. `log_likelihoods` (nats), `num_chars` and `num_bytes` hold one number per choice.
-
-    `index` is the question's row in its file or split; `predicted` the choice with the highest log-likelihood;
-    `num_truncated` the tokens its prompt lost on the left.
-    """
-
-    index: int
-    gold: int
-    predicted: int
-    log_likelihoods: tuple[float, ...]
-    num_chars: tuple[int, ...]
-    num_bytes: tuple[int, ...]
-    num_truncated: int = 0
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value, its 95 % bootstrap interval over questions, and the number of questions."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
 @dataclass(frozen=True)
@@ -70,7 +39,7 @@ class BenchmarkResults:
         model: name or folder of the model.
         benchmarks: by name.
         groups: for each group the metrics averaged over its benchmarks, each benchmark counting once.
-        limit, seed, num_resamples, max_length: the settings of the run.
+        limit, seed, num_resamples, max_length, num_fewshot: the settings of the run.
     """
 
     model: str
@@ -80,6 +49,7 @@ class BenchmarkResults:
     seed: int
     num_resamples: int
     max_length: int
+    num_fewshot: int = 0
 
     def paired_difference(self, other: BenchmarkResults) -> dict[str, dict[str, Estimate]]:
         """This run minus another on the same questions, with a paired bootstrap: both are resampled together.
@@ -92,33 +62,13 @@ class BenchmarkResults:
         Raises:
             ValueError: no benchmark in common, or a benchmark's questions differ.
         """
-        common = [name for name in self.benchmarks if name in other.benchmarks]
-        if not common:
-            raise ValueError(
-                f"No benchmark in common: {', '.join(self.benchmarks)} here, {', '.join(other.benchmarks)} there."
-            )
-        for name in common:
-            _check_same_questions(name, self.benchmarks[name].records, other.benchmarks[name].records)
-
-        def paired(name: str, metric: str) -> np.ndarray:
-            ours, theirs = (metric_terms(run.benchmarks[name].records, metric) for run in (self, other))
-            return np.concatenate([ours, theirs])
-
-        def difference(sums: np.ndarray) -> np.ndarray:
-            return sums[0] / sums[1] - sums[2] / sums[3]
-
-        members = {name: [name] for name in common}
-        for group in dict.fromkeys(self.benchmarks[name].group for name in common):
-            names = [name for name in common if self.benchmarks[name].group == group]
-            if len(names) > 1:
-                members[f"average of {group}"] = names
-        rows = {}
-        for title, names in members.items():
-            rows[title] = {}
-            for metric in METRICS:
-                terms = [paired(name, metric) for name in names]
-                rows[title][metric] = mean_estimate(terms, difference, self.seed, self.num_resamples)
-        return rows
+        return paired_differences(
+            {name: result.records for name, result in self.benchmarks.items()},
+            {name: result.records for name, result in other.benchmarks.items()},
+            {name: result.group for name, result in self.benchmarks.items()},
+            self.seed,
+            self.num_resamples,
+        )
 
     def to_markdown(self) -> str:
         """A table with a row per benchmark and, where a group has several, one for its average."""
@@ -151,6 +101,12 @@ class BenchmarkResults:
         """Write everything, records included, as JSON: all of it or nothing."""
         save_json(path, self.to_dict(), kind=KIND, version=VERSION)
 
+    def save_records(self, path: str | os.PathLike) -> None:
+        """Write the records alone, one row per question, as parquet: what [`compare_records`] reads."""
+        from .records import save_records
+
+        save_records(path, self)
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> BenchmarkResults:
         """Read what [`save`] wrote."""
@@ -169,51 +125,5 @@ def markdown_table(rows: Mapping[str, Mapping[str, Estimate]]) -> str:
     return "\n".join(lines)
 
 
-def metric_terms(records: tuple[Record, ...], metric: str) -> np.ndarray:
-    """A metric as a ratio of sums over questions: float64 `[2, questions]`, numerators and denominators."""
-    ones = np.ones(len(records))
-    if metric == "choice_accuracy":
-        return np.stack([[float(r.predicted == r.gold) for r in records], ones])
-    if metric == "choice_accuracy_norm":
-        best = [np.argmax(np.divide(r.log_likelihoods, r.num_chars)) for r in records]
-        return np.stack([[float(b == r.gold) for b, r in zip(best, records, strict=True)], ones])
-    if metric == "choice_bits_per_byte":
-        bits = [-r.log_likelihoods[r.gold] / np.log(2) for r in records]
-        return np.stack([bits, [float(r.num_bytes[r.gold]) for r in records]])
-    raise ValueError(f"There is no metric {metric!r}; there are {', '.join(METRICS)}.")
-
-
-def mean_estimate(
-    terms: list[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], seed: int, num_resamples: int
-) -> Estimate:
-    """The mean over benchmarks of a statistic of sums, each benchmark's questions resampled on their own.
-
-    Args:
-        terms: for each benchmark an array `[k, questions]`.
-        statistic: sums `[k]` or `[k, resamples]` to values `[]` or `[resamples]`.
-    """
-    values, resampled = [], []
-    for position, columns in enumerate(terms):
-        rng = np.random.default_rng([seed, position])
-        n, block = columns.shape[1], max(1, 2**22 // columns.shape[1])
-        values.append(statistic(columns.sum(axis=1)))
-        sums = []
-        for start in range(0, num_resamples, block):
-            rows = rng.integers(n, size=(min(block, num_resamples - start), n))
-            sums.append(np.stack([column[rows].sum(axis=1) for column in columns]))
-        resampled.append(statistic(np.concatenate(sums, axis=1)))
-    low, high = np.quantile(np.mean(resampled, axis=0), [0.025, 0.975])
-    return Estimate(float(np.mean(values)), float(low), float(high), sum(columns.shape[1] for columns in terms))
-
-
 def _estimates(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Estimate]:
     return {metric: Estimate(**estimate) for metric, estimate in metrics.items()}
-
-
-def _check_same_questions(name: str, ours: tuple[Record, ...], theirs: tuple[Record, ...]) -> None:
-    same = [(r.index, r.gold, r.num_bytes) for r in ours] == [(r.index, r.gold, r.num_bytes) for r in theirs]
-    if not same:
-        raise ValueError(
-            f"{name}: the two runs did not answer the same questions ({len(ours)} and {len(theirs)}); run both on the "
-            "same data with the same limit and seed."
-        )

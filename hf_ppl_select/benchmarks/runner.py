@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .catalogue import resolve_benchmarks
 from .encoding import Request, encode_questions, model_max_length
-from .loading import METRICS, Question, find_source, load_metric, load_questions
-from .results import BenchmarkResult, BenchmarkResults, Estimate, Record, mean_estimate, metric_terms
-from .tasks import Benchmark, resolve_benchmarks
+from .estimates import Estimate, Record, mean_estimate, metric_inputs, metric_terms
+from .loading import Question, load_questions
+from .modules import METRICS, load_metric
+from .reading import find_source
+from .results import BenchmarkResult, BenchmarkResults
+from .tasks import Benchmark
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..likelihood import LikelihoodEngine
+    from ..shared_prefix import SharedPrefixScorer
 
 
 def run_benchmarks(
@@ -28,13 +33,14 @@ def run_benchmarks(
     data_dir: str | os.PathLike | None = None,
     data_files: Mapping[str, str | os.PathLike] | None = None,
     limit: int | None = None,
+    num_fewshot: int = 0,
     seed: int = 0,
     num_resamples: int = 1000,
     max_length: int | None = None,
     engine: LikelihoodEngine | None = None,
     progress: bool = True,
 ) -> BenchmarkResults:
-    """Score multiple-choice benchmarks by log-likelihood, zero-shot, with the prompts of lm-evaluation-harness.
+    """Score multiple-choice benchmarks by log-likelihood, with the prompts of lm-evaluation-harness.
 
     Everything is read and checked before the model runs.
 
@@ -46,7 +52,9 @@ def run_benchmarks(
         data_dir: a folder with local files, e.g. `medqa_4options_test.parquet`, read instead of the Hub.
         data_files: the local file of single benchmarks, by name.
         limit: this many questions of each benchmark, drawn with `seed`.
-        seed: of the draw and of the bootstrap.
+        num_fewshot: solved examples before each question, drawn with `seed` from the benchmark's training or
+            development split; `data_files["<name>:examples"]` is a local file of it.
+        seed: of the draws and of the bootstrap.
         num_resamples: of the bootstrap.
         max_length: tokens; default: what the model can read. Longer prompts lose their left end, which is counted.
         engine: a [`~hf_ppl_select.likelihood.LikelihoodEngine`] of `model`, to choose batch size or autocast.
@@ -60,6 +68,7 @@ def run_benchmarks(
             log-likelihoods are not finite.
         FileNotFoundError: a local file does not exist.
         ConnectionError: the Hub cannot be reached.
+        PermissionError: a data set is gated and its terms are not accepted.
 
     Example:
 
@@ -71,19 +80,22 @@ def run_benchmarks(
     ```
     """
     from ..likelihood import LikelihoodEngine
+    from ..shared_prefix import SharedPrefixScorer
 
     for option, value in (("num_resamples", num_resamples), ("max_length", max_length)):
         _check_positive(option, value)
-    loaded = read_benchmarks(benchmarks, data_dir=data_dir, data_files=data_files, limit=limit, seed=seed)
+    loaded = read_benchmarks(
+        benchmarks, data_dir=data_dir, data_files=data_files, limit=limit, num_fewshot=num_fewshot, seed=seed
+    )
     max_length = min(
         max_length or model_max_length(model.config, tokenizer), model_max_length(model.config, tokenizer)
     )
-    engine = engine or LikelihoodEngine(model)
+    scorer = SharedPrefixScorer(engine or LikelihoodEngine(model))
 
     results = {}
     for benchmark, source, questions in loaded:
         requests = encode_questions(questions, tokenizer, max_length, name=benchmark.name)
-        log_likelihoods = score_requests(engine, requests, title=benchmark.name, progress=progress)
+        log_likelihoods = score_requests(scorer, requests, title=benchmark.name, progress=progress)
         records = tuple(
             _record(question, row, scores)
             for question, row, scores in zip(questions, requests, log_likelihoods, strict=True)
@@ -108,6 +120,7 @@ def run_benchmarks(
         seed=seed,
         num_resamples=num_resamples,
         max_length=max_length,
+        num_fewshot=num_fewshot,
     )
 
 
@@ -117,6 +130,7 @@ def read_benchmarks(
     data_dir: str | os.PathLike | None = None,
     data_files: Mapping[str, str | os.PathLike] | None = None,
     limit: int | None = None,
+    num_fewshot: int = 0,
     seed: int = 0,
 ) -> list[tuple[Benchmark, str, list[Question]]]:
     """Find, read and check benchmarks: for each the benchmark, where it came from, and its questions.
@@ -125,17 +139,27 @@ def read_benchmarks(
     one.
     """
     _check_positive("limit", limit)
+    if not isinstance(num_fewshot, int) or num_fewshot < 0:
+        raise ValueError(f"num_fewshot must be a whole number of at least 0, not {num_fewshot!r}.")
     chosen = resolve_benchmarks(benchmarks)
-    unknown = set(data_files or {}) - {benchmark.name for benchmark in chosen}
+    unknown = {name.removesuffix(":examples") for name in data_files or {}} - {benchmark.name for benchmark in chosen}
     if unknown:
         names = ", ".join(benchmark.name for benchmark in chosen)
         raise ValueError(f"data_files names {', '.join(sorted(unknown))}, not among the benchmarks to run: {names}.")
     if data_dir is not None and not Path(data_dir).is_dir():
         raise FileNotFoundError(f"data_dir {os.fspath(data_dir)!r} is not a folder.")
     sources = [find_source(benchmark, data_dir, data_files) for benchmark in chosen]
+    examples = [
+        find_source(benchmark, data_dir, data_files, examples=True) if num_fewshot else None for benchmark in chosen
+    ]
+    options = {"limit": limit, "seed": seed, "num_fewshot": num_fewshot}
     return [
-        (benchmark, path.name if path else benchmark.dataset, load_questions(benchmark, path, limit=limit, seed=seed))
-        for benchmark, path in zip(chosen, sources, strict=True)
+        (
+            benchmark,
+            path.name if path else benchmark.dataset,
+            load_questions(benchmark, path, examples_path=examples_path, **options),
+        )
+        for benchmark, path, examples_path in zip(chosen, sources, examples, strict=True)
     ]
 
 
@@ -145,26 +169,22 @@ def _check_positive(option: str, value: int | None) -> None:
 
 
 def score_requests(
-    engine: LikelihoodEngine, requests: Sequence[Sequence[Request]], *, title: str = "", progress: bool = False
+    scorer: SharedPrefixScorer, requests: Sequence[Sequence[Request]], *, title: str = "", progress: bool = False
 ) -> list[list[float]]:
-    """Log-likelihood in nats of each choice, float64; requests with the same tokens run once.
+    """Log-likelihood in nats of each choice, float64; what requests have in common at their beginning runs once.
 
     Raises:
         ValueError: the model gives log-likelihoods that are not finite.
     """
     from tqdm.auto import tqdm
 
-    place: dict[tuple[tuple[int, ...], int], int] = {}
-    for request in (request for row in requests for request in row):
-        place.setdefault((request.ids, request.start), len(place))
-    sequences = [ids for ids, _ in place]
-    counted = [range(start, len(ids)) for ids, start in place]
-    total = sum(map(len, sequences))
-    with tqdm(total=total, desc=title, unit="tok", unit_scale=True, disable=not progress) as bar:
-        log_likelihoods = -engine.nll(sequences, counted, progress=bar.update)
-    if not np.isfinite(log_likelihoods).all():
+    flat = [request for row in requests for request in row]
+    with tqdm(desc=title, unit="tok", unit_scale=True, disable=not progress) as bar:
+        found = -scorer.nll([request.ids for request in flat], [request.start for request in flat], bar=bar)
+    if not np.isfinite(found).all():
         raise ValueError(f"{title}: the model gives log-likelihoods that are not finite; are its weights sound?")
-    return [[float(log_likelihoods[place[request.ids, request.start]]) for request in row] for row in requests]
+    log_likelihoods = iter(found.tolist())
+    return [[next(log_likelihoods) for _ in row] for row in requests]
 
 
 def _record(question: Question, requests: Sequence[Request], log_likelihoods: list[float]) -> Record:
@@ -176,17 +196,12 @@ def _record(question: Question, requests: Sequence[Request], log_likelihoods: li
         num_chars=tuple(len(choice) for choice in question.choices),
         num_bytes=tuple(len(choice.encode("utf-8")) for choice in question.choices),
         num_truncated=max(request.num_truncated for request in requests),
+        digest=question.digest,
     )
 
 
 def _metrics(records: Sequence[Record], seed: int, num_resamples: int) -> dict[str, Estimate]:
-    inputs = {
-        "predictions": [record.log_likelihoods for record in records],
-        "references": [record.gold for record in records],
-        "num_chars": [record.num_chars for record in records],
-        "num_bytes": [record.num_bytes for record in records],
-    }
-    metrics = {}
+    inputs, metrics = metric_inputs(records), {}
     for name in METRICS:
         found = load_metric(name).compute(**inputs, seed=seed, num_resamples=num_resamples)
         metrics[name] = Estimate(found[name], found[f"{name}_low"], found[f"{name}_high"], found["n"])

@@ -21,7 +21,8 @@ Args:
     seed (`int`): of the bootstrap. Defaults to 0.
     num_resamples (`int`): of the bootstrap. Defaults to 1000.
     confidence (`float`): of the interval. Defaults to 0.95.
-    num_bytes: not used; accepted so that `evaluate.combine` can give one set of inputs to all choice metrics.
+    num_bytes, baseline_predictions: not used; accepted so that `evaluate.combine` can give one set of inputs to all
+        modules.
 Returns:
     `choice_accuracy_norm` (`float`, 0 to 1), `choice_accuracy_norm_low`, `choice_accuracy_norm_high` (its interval),
     `n` (questions).
@@ -58,6 +59,7 @@ class ChoiceAccuracyNorm(evaluate.Metric):
         num_resamples=1000,
         confidence=0.95,
         num_bytes=None,
+        baseline_predictions=None,
     ):
         if not references:
             raise ValueError("There are no questions: predictions and references are empty.")

@@ -21,7 +21,8 @@ Args:
     seed (`int`): of the bootstrap. Defaults to 0.
     num_resamples (`int`): of the bootstrap. Defaults to 1000.
     confidence (`float`): of the interval. Defaults to 0.95.
-    num_chars: not used; accepted so that `evaluate.combine` can give one set of inputs to all choice metrics.
+    num_chars, baseline_predictions: not used; accepted so that `evaluate.combine` can give one set of inputs to all
+        modules.
 Returns:
     `choice_bits_per_byte` (`float`), `choice_bits_per_byte_low`, `choice_bits_per_byte_high` (its interval),
     `n` (questions).
@@ -59,6 +60,7 @@ class ChoiceBitsPerByte(evaluate.Metric):
         num_resamples=1000,
         confidence=0.95,
         num_chars=None,
+        baseline_predictions=None,
     ):
         if not references:
             raise ValueError("There are no questions: predictions and references are empty.")
