@@ -1,0 +1,141 @@
+"""Two runs compared question by question: differences with paired intervals, and exact McNemar tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .estimates import Estimate, Record, metric_terms, paired_differences
+from .modules import METRICS, load_metric
+from .records import SavedRecords, load_records
+from .results import BenchmarkResults
+
+_TITLES = {"choice_accuracy": "acc", "choice_accuracy_norm": "acc_norm", "choice_bits_per_byte": "bits per byte"}
+
+
+@dataclass(frozen=True)
+class ComparedBenchmark:
+    """One benchmark, or the average of a group, under two runs.
+
+    Attributes:
+        ours, baseline: each metric under either run.
+        differences: ours minus baseline, with its 95 % paired bootstrap interval.
+        mcnemar_p: exact and two-sided, for the accuracy; None for an average.
+        only_ours, only_baseline: questions that only one of the runs got right; None for an average.
+    """
+
+    ours: dict[str, float]
+    baseline: dict[str, float]
+    differences: dict[str, Estimate]
+    mcnemar_p: float | None = None
+    only_ours: int | None = None
+    only_baseline: int | None = None
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Result of [`compare_records`]: the names of the two models, and a row per benchmark and average of a group."""
+
+    ours: str
+    baseline: str
+    rows: dict[str, ComparedBenchmark]
+
+    def to_markdown(self) -> str:
+        """A table of the differences: accuracy first, with McNemar's p, then the other metrics."""
+        lines = [
+            "| benchmark | questions | acc, baseline → ours | "
+            + " | ".join(f"{_TITLES[metric]}, difference" for metric in METRICS)
+            + " | right only in ours, baseline | McNemar p |",
+            "|---|---:|---:|" + "---:|" * len(METRICS) + "---:|---:|",
+        ]
+        for title, row in self.rows.items():
+            accuracy = f"{row.baseline[METRICS[0]]:.4f} → {row.ours[METRICS[0]]:.4f}"
+            cells = [_signed(row.differences[metric]) for metric in METRICS]
+            test = (
+                ["", ""]
+                if row.mcnemar_p is None
+                else [f"{row.only_ours}, {row.only_baseline}", f"{row.mcnemar_p:.3g}"]
+            )
+            count = f"{row.differences[METRICS[0]].n:,}"
+            lines.append(f"| {title} | {count} | {accuracy} | " + " | ".join([*cells, *test]) + " |")
+        return "\n".join(lines)
+
+
+def compare_records(
+    ours: str | os.PathLike | BenchmarkResults,
+    baseline: str | os.PathLike | BenchmarkResults,
+    *,
+    seed: int = 0,
+    num_resamples: int = 1000,
+) -> RunComparison:
+    """Compare two runs on the benchmarks they have in common: ours minus baseline.
+
+    Args:
+        ours, baseline: the parquet files that `run_benchmarks.py` (or [`BenchmarkResults.save_records`]) wrote, or
+            results.
+        seed, num_resamples: of the bootstrap.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or not of that kind, there is no benchmark in common, or the
+            two runs did not answer the same questions.
+
+    Example:
+
+    ```python
+    comparison = compare_records("outputs/adapted.parquet", "outputs/base.parquet")
+    print(comparison.to_markdown())
+    comparison.rows["medqa_4options"].mcnemar_p
+    ```
+    """
+    first, second = (_records(run) for run in (ours, baseline))
+    differences = paired_differences(first.records, second.records, first.groups, seed, num_resamples)
+    metric = load_metric("paired_comparison")
+    rows = {}
+    for title, estimates in differences.items():
+        names = _members(title, first, second)
+        means = [
+            {metric: float(np.mean([_value(run.records[name], metric) for name in names])) for metric in METRICS}
+            for run in (first, second)
+        ]
+        test = {}
+        if title in first.records:
+            found = metric.compute(
+                predictions=[list(record.log_likelihoods) for record in first.records[title]],
+                baseline_predictions=[list(record.log_likelihoods) for record in second.records[title]],
+                references=[record.gold for record in first.records[title]],
+                num_resamples=1,  # the interval comes from above, where averages get theirs too
+            )
+            test = {
+                "mcnemar_p": found["mcnemar_p"],
+                "only_ours": found["only_predictions"],
+                "only_baseline": found["only_baseline"],
+            }
+        rows[title] = ComparedBenchmark(*means, estimates, **test)
+    return RunComparison(str(first.settings["model"]), str(second.settings["model"]), rows)
+
+
+def _records(run: str | os.PathLike | BenchmarkResults) -> SavedRecords:
+    if not isinstance(run, BenchmarkResults):
+        return load_records(run)
+    return SavedRecords(
+        {name: result.records for name, result in run.benchmarks.items()},
+        {name: result.group for name, result in run.benchmarks.items()},
+        {"model": run.model},
+    )
+
+
+def _members(title: str, ours: SavedRecords, baseline: SavedRecords) -> Sequence[str]:
+    common = [name for name in ours.records if name in baseline.records]
+    return [title] if title in common else [name for name in common if title == f"average of {ours.groups[name]}"]
+
+
+def _value(records: Sequence[Record], metric: str) -> float:
+    above, below = metric_terms(records, metric).sum(axis=1)
+    return above / below
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{estimate.value:+.4f} [{estimate.low:+.4f}, {estimate.high:+.4f}]"

@@ -1,0 +1,143 @@
+"""Rows of a benchmark: from its data set on the Hub, or from a .parquet, .jsonl, .json or .csv file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .preparing import Row
+from .tasks import FILE_SUFFIXES, Benchmark
+
+_NESTED_COLUMNS = ("choices", "context", "endings", "Options")  # JSON in .csv files
+
+
+def find_source(
+    benchmark: Benchmark,
+    data_dir: str | os.PathLike | None = None,
+    data_files: Mapping[str, str | os.PathLike] | None = None,
+    *,
+    examples: bool = False,
+) -> Path | None:
+    """The local file to read a benchmark, or its few-shot examples, from, or None for the Hub.
+
+    `data_files[name]` (`data_files["<name>:examples"]`) comes first, then the benchmark's own path, then `data_dir`,
+    which holds the benchmark's stem or `<name>` with one of the known endings.
+
+    Raises:
+        FileNotFoundError: the file, or one for this benchmark in `data_dir`, does not exist.
+        ValueError: the file has an unknown ending, or the benchmark has nothing to draw examples from.
+    """
+    key = f"{benchmark.name}:examples" if examples else benchmark.name
+    own = benchmark.examples_dataset if examples else benchmark.dataset if benchmark.is_file else None
+    if data_files and key in data_files:
+        path = Path(data_files[key])
+    elif own is not None:
+        path = Path(own)
+    elif examples and benchmark.examples_split is None:
+        raise ValueError(
+            f"{benchmark.name} has no rows beside its questions to draw examples from: run it with num_fewshot=0, or "
+            f"give a file of its form as data_files[{key!r}] (an own benchmark: own_benchmark(..., examples=))."
+        )
+    elif data_dir is not None:
+        stem = benchmark.examples_stem if examples else benchmark.file_stem
+        other = f"{benchmark.name}_{benchmark.examples_split}" if examples else benchmark.name
+        stems = list(dict.fromkeys(filter(None, (stem, other))))
+        candidates = [Path(data_dir) / f"{stem}{suffix}" for stem in stems for suffix in FILE_SUFFIXES]
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(
+                f"{key}: {data_dir} has no {' or '.join(stems)} ({', '.join(FILE_SUFFIXES)}); add the "
+                "file, drop the benchmark, or leave data_dir out to load it from the Hub."
+            )
+    else:
+        return None
+    if path.suffix not in FILE_SUFFIXES:
+        raise ValueError(f"{key}: {path} does not end in {', '.join(FILE_SUFFIXES)}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}: there is no file {path}.")
+    return path
+
+
+def read_rows(benchmark: Benchmark, path: Path | None, split: str | None) -> list[Row]:
+    """All rows of a local file, or of a split of the benchmark's data set on the Hub.
+
+    Raises:
+        ConnectionError: the Hub cannot be reached, or has no such data set.
+        PermissionError: the data set is gated and its terms are not accepted.
+        ValueError: the file is broken; the row or line is named.
+    """
+    return _read_file(path) if path else _read_hub(benchmark, split)
+
+
+def _read_hub(benchmark: Benchmark, split: str | None) -> list[Row]:
+    from datasets import load_dataset
+
+    several = isinstance(benchmark.config, tuple)
+    rows: list[Row] = []
+    try:
+        for config in benchmark.config if several else (benchmark.config,):
+            options = {} if benchmark.revision is None else {"revision": benchmark.revision}
+            if benchmark.hub_files is not None:
+                files = benchmark.hub_files.format(config=config, split=split)
+                found = load_dataset(benchmark.dataset, data_files={split: files}, split=split, **options).to_list()
+            else:
+                found = load_dataset(benchmark.dataset, config, split=split, **options).to_list()
+            rows += [{**row, benchmark.config_column: config} for row in found] if several else found
+    except (ConnectionError, FileNotFoundError) as error:  # a gated or missing data set is a FileNotFoundError
+        if benchmark.gated and not isinstance(error, ConnectionError):
+            raise PermissionError(
+                f"{benchmark.name}: {benchmark.dataset!r} is gated. Accept its terms at "
+                f"https://huggingface.co/datasets/{benchmark.dataset}, then log in (`hf auth login`, or the variable "
+                f"HF_TOKEN); or pass data_dir= or data_files= ({error})."
+            ) from error
+        raise ConnectionError(
+            f"{benchmark.name}: cannot load {benchmark.dataset!r} from the Hub ({error}). Pass data_dir= or "
+            "data_files= to read a local file with the same columns."
+        ) from error
+    return rows
+
+
+def _read_file(path: Path) -> list[Row]:
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(path).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} is not a parquet file: {error}") from None
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [_parse_nested(path, index, row) for index, row in enumerate(csv.DictReader(file))]
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        return json.loads(text)
+    return list(_json_lines(path, text))
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not valid JSON: {error}.") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number} is not a JSON object.")
+            yield row
+
+
+def _parse_nested(path: Path, index: int, row: dict[str, str]) -> Row:
+    parsed: Row = dict(row)
+    for column in _NESTED_COLUMNS:
+        if str(row.get(column, "")).startswith(("[", "{")):
+            try:
+                parsed[column] = json.loads(row[column])
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}, row {index}: column {column!r} must be JSON in .csv, not {row[column]!r} ({error})."
+                ) from None
+    return parsed
