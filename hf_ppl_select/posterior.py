@@ -23,8 +23,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .floor_fits import FloorFits
+from .run_coordinates import RunCoordinates
+
 _COARSE, _FINE = (13, 11, 11), (41, 21, 21)  # grid points for E, g and h
-_LARGEST = 16.0  # ln of how much more than independent noise runs may vary: beyond, rounding decides
+_LOG_VARIANCES = (-8.0, 30.0)  # of runs' means and slopes, relative to independent noise
+_ROUNDING = 1e-7  # of ln(loss), as float32 keeps it: points are never taken to be more exact
+_CANDIDATES = 4  # for each draw
 _MATTERS = 15.0  # how far below its maximum the log posterior still counts
 
 
@@ -70,17 +75,27 @@ def draw_posterior(
         num_draws: B.
         rng: where randomness comes from.
     """
-    box = [(0.0, loss.min() * (1 - 1e-6)), (-8.0, _LARGEST), (-8.0, _LARGEST)]
+    order = np.argsort(run_of, kind="stable")
+    X, loss, runs = X[order], loss[order], RunCoordinates(-X[order, 1], run_of[order])
+    box = [(0.0, loss.min() * (1 - 1e-6)), _LOG_VARIANCES, _LOG_VARIANCES]
+    # Where no coordinates tell two variances apart, one is taken for both.
+    if not runs.num_remaining or not runs.num_slopes:
+        box[2] = (0.0, 0.0)
+    if not runs.num_remaining and not runs.num_slopes:
+        box[1] = (0.0, 0.0)
     for axes in (0,), (1, 2), (0,):  # E first: at a wrong floor the noise looks like another
         for _ in range(40):  # zoom in until the grid resolves what matters
-            grid = _Grid(X, loss, run_of, *(np.linspace(*ends, num) for ends, num in zip(box, _COARSE)))
+            grid = _Grid(X, loss, runs, *map(_axis, box, _COARSE))
             smaller = {axis: grid.range_that_matters(axis) for axis in axes}
-            resolved = [np.ptp(ends) > 0.5 * np.ptp(box[axis]) for axis, ends in smaller.items()]
+            resolved = [np.ptp(ends) >= 0.5 * np.ptp(box[axis]) for axis, ends in smaller.items()]
             box = [smaller.get(axis, ends) for axis, ends in enumerate(box)]
             if all(resolved):
                 break
-    grid = _Grid(X, loss, run_of, *(np.linspace(*ends, num) for ends, num in zip(box, _FINE)))
-    return grid.draw(num_draws, rng)
+    return _Grid(X, loss, runs, *map(_axis, box, _FINE)).draw(num_draws, rng)
+
+
+def _axis(ends: tuple[float, float], num: int) -> np.ndarray:
+    return np.linspace(*ends, num if np.ptp(ends) else 1)
 
 
 class _Grid:
@@ -90,45 +105,25 @@ class _Grid:
     slope vary than independent noise would make them. Less than 1 is allowed.
     """
 
-    def __init__(self, X, loss, run_of, E, log_shift, log_drift):
-        self.axes, (n, p) = (E, log_shift, log_drift), X.shape
-        self.theta, residual, share = _fit_at_floors(X, loss, E)
-        member = (run_of[:, None] == np.arange(run_of.max() + 1)).astype(float)  # (n, G)
-        size = member.sum(0)
-
-        def run_average(values: np.ndarray) -> np.ndarray:
-            return member @ ((member / size).T @ values)
-
-        # The landscape hardly differs within a run. What does differ there, by the excess's share in the loss, would
-        # tell features apart without comparing runs at all, if only the noise were exactly as assumed: not relied on.
-        jacobian = share[:, :, None] * X  # of ln(loss) in theta, (J, n, p)
-        features = share[:, :, None] * (X[:, 2:] - X[:, 2:].mean(0))
-        jacobian[:, :, 2:] += run_average(features) - features
-        Q, self.R = np.linalg.qr(jacobian)
-        x = (X[:, 1] - run_average(X[:, 1]))[:, None] * member  # (n, G)
-        spread = (x**2).sum(0)
-        self.g, self.h = np.expm1(log_shift) / size.max(), np.expm1(log_drift) / max(spread.max(), 1e-12)
-        self.mean_spread = (spread / size).mean()
-        # V = I + g ZZ' + h xx' has the inverse I - Z diag(..) Z' - x diag(..) x', as x has no mean within a run.
-        gram, cross = np.eye(p), np.einsum("jnp,jn->jp", Q, residual)[:, None, None, :]
-        rss, log_det = (residual**2).sum(1)[:, None, None], 0.0
-        for ratio, scale, direction, where in ((self.g, size, member, 1), (self.h, spread, x, 0)):
-            shrink = ratio[:, None] / (1 + ratio[:, None] * scale)  # (A, G)
-            Q_sums, r_sums = np.einsum("ng,jnp->jgp", direction, Q), residual @ direction
-            pairs = (Q_sums[:, :, :, None] * Q_sums[:, :, None, :]).reshape(len(E), -1, p * p)
-            gram = gram - np.expand_dims((shrink @ pairs).reshape(len(E), -1, p, p), 1 + where)
-            cross = cross - np.expand_dims(shrink @ (Q_sums * r_sums[:, :, None]), 1 + where)
-            rss = rss - np.expand_dims(r_sums**2 @ shrink.T, 1 + where)
-            log_det = log_det + np.expand_dims(np.log1p(ratio[:, None] * scale).sum(1), where)
-        self.gram = gram  # (J, A, B, p, p)
-        self.correction = np.linalg.solve(gram, cross[..., None])[..., 0]  # from least squares to generalised
-        self.rss = np.maximum(rss - (cross * self.correction).sum(-1), 1e-28)  # noiseless points leave none
+    def __init__(self, X: np.ndarray, loss: np.ndarray, runs: RunCoordinates, E, log_shift, log_drift) -> None:
+        self.axes, self.runs, (n, p) = (E, log_shift, log_drift), runs, X.shape
+        variances = runs.variances(log_shift, log_drift)
+        centre = [v[0] for v in runs.variances(np.array([log_shift.mean()]), np.array([log_drift.mean()]))]
+        self.fits = FloorFits(X, loss, E, runs, *centre)
+        self.weights = a, b = [middle / each for middle, each in zip(centre, variances)]  # (A, G), (B, G)
+        log_det = np.log(variances[0]).sum(1)[:, None] + np.log(variances[1])[:, runs.has_slope].sum(1)
+        # Coordinates are rounded, so no weight makes residuals smaller than that.
+        rounding = (1 / variances[0]).sum(1)[:, None] + (1 / variances[1])[:, runs.has_slope].sum(1)
+        self.rounding = _ROUNDING**2 * (rounding + runs.num_remaining)
+        shape = len(E), len(log_shift), len(log_drift)
+        self.gram, self.step = np.empty((*shape, p, p)), np.empty((*shape, p))
+        self.rss, self.log_posterior = np.empty(shape), np.empty(shape)
         self.degrees_of_freedom = n - p
-        slope = np.exp(residual) / loss  # of ln(fitted loss) in E
-        seen = slope - np.einsum("jnp,jp->jn", Q, np.einsum("jnp,jn->jp", Q, slope))
-        self.log_posterior = 0.5 * np.log((seen**2).sum(1))[:, None, None] - 0.5 * log_det
-        self.log_posterior = self.log_posterior - 0.5 * np.linalg.slogdet(gram)[1]
-        self.log_posterior -= 0.5 * self.degrees_of_freedom * np.log(self.rss)
+        for j in range(len(E)):
+            self.gram[j], self.step[j], rss = self.fits.refit(j, a, b)
+            self.rss[j] = rss + self.rounding
+            self.log_posterior[j] = self.fits.log_prior[j] - 0.5 * np.linalg.slogdet(self.gram[j])[1]
+        self.log_posterior -= 0.5 * log_det + 0.5 * self.degrees_of_freedom * np.log(self.rss)
 
     def range_that_matters(self, axis: int) -> tuple[float, float]:
         """The ends of an axis, less what is too unlikely."""
@@ -139,47 +134,24 @@ class _Grid:
 
     def draw(self, num_draws: int, rng: np.random.Generator) -> ParameterDraws:
         probability = np.exp(self.log_posterior - self.log_posterior.max()).ravel()
-        cell = rng.choice(probability.size, num_draws, p=probability / probability.sum())
+        cell = rng.choice(probability.size, _CANDIDATES * num_draws, p=probability / probability.sum())
         j, a, b = np.unravel_index(cell, self.log_posterior.shape)
-        variance = self.rss[j, a, b] / rng.chisquare(self.degrees_of_freedom, num_draws)
+        variance = self.rss[j, a, b] / rng.chisquare(self.degrees_of_freedom, len(cell))
         # gram = C C', so C'^-1 u has the variance gram^-1 of the generalised least-squares fit, in units of s².
         lower = np.linalg.cholesky(self.gram[j, a, b])
-        normal = np.sqrt(variance)[:, None, None] * rng.standard_normal((num_draws, lower.shape[1], 1))
-        step = self.correction[j, a, b, :, None] + np.linalg.solve(np.swapaxes(lower, 1, 2), normal)
-        theta = self.theta[j] + np.linalg.solve(self.R[j], step)[:, :, 0]
-        between = variance * self.g[a]  # negative where runs' means vary less than points do
-        within = variance * (1 + self.h[b] * self.mean_spread) + np.minimum(between, 0)
-        return ParameterDraws(self.axes[0][j], theta, Noise(np.sqrt(np.maximum(between, 0)), np.sqrt(within)))
-
-
-def _fit_at_floors(X: np.ndarray, loss: np.ndarray, E: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Least squares on ln(loss) at each floor: `theta` `(J, p)`, residuals and shares of the excess in it `(J, n)`."""
-    Q, R = np.linalg.qr(X)
-    excess = loss - E[:, None]
-    c = np.linalg.solve(*_normal_equations(Q, (excess / loss) ** 2, np.log(excess)))[:, :, 0]
-
-    def look(c):
-        fitted = np.exp(np.minimum(c @ Q.T, 50.0))
-        return fitted / (E[:, None] + fitted), np.log(loss / (E[:, None] + fitted))
-
-    share, residual = look(c)
-    for _ in range(30):  # Gauss-Newton; a step that does not descend is shortened
-        step = np.linalg.solve(*_normal_equations(Q, share**2, residual / share))[:, :, 0]
-        squares = (residual**2).sum(1)
-        for _ in range(12):
-            new_share, new_residual = look(c + step)
-            worse = ~((new_residual**2).sum(1) <= squares * (1 + 1e-12))
-            if not worse.any():
-                break
-            step[worse] /= 4
-        step[worse] = 0.0
-        c = c + step
-        share, residual = look(c)
-        if (np.abs(step) <= 1e-9 * (1 + np.abs(c))).all():
-            break
-    return np.linalg.solve(R, c.T).T, residual, share
-
-
-def _normal_equations(Q: np.ndarray, weights: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    gram = np.einsum("ni,jn,nk->jik", Q, weights, Q, optimize=True)
-    return gram, ((weights * y) @ Q)[:, :, None]
+        normal = rng.standard_normal((len(cell), lower.shape[1], 1))
+        spread = np.linalg.solve(np.swapaxes(lower, 1, 2), normal)[..., 0]
+        c = self.fits.coefficients(j, self.step[j, a, b] + np.sqrt(variance)[:, None] * spread)
+        # So far as if the law were linear in theta. Candidates are kept as often as the law itself says.
+        rss, log_prior = self.fits.check(j, c, self.weights[0][a], self.weights[1][b])
+        expected = self.rss[j, a, b] - self.rounding[a, b] + variance * (normal**2).sum((1, 2))
+        log_weight = log_prior - 0.5 * (rss - expected) / variance
+        weight = np.exp(log_weight - log_weight.max())
+        weight = np.minimum(weight, weight.mean() * np.sqrt(len(cell)))  # no single one may rule
+        kept = rng.choice(len(cell), num_draws, p=weight / weight.sum())
+        ratios = self.runs.ratios(*self.axes[1:])
+        j, a, b, variance = j[kept], a[kept], b[kept], variance[kept]
+        between = variance * ratios[0][a]  # negative where runs' means vary less than points do
+        within = variance * (1 + ratios[1][b]) + np.minimum(between, 0)
+        noise = Noise(np.sqrt(np.maximum(between, 0)), np.sqrt(np.maximum(within, 0)))
+        return ParameterDraws(self.axes[0][j], self.fits.theta(c[kept]), noise)

@@ -122,7 +122,6 @@ NEVER_PACKED = {
     "bloom, alibi": "has biases",
     "gemma2, softcap": "caps its scores",
     "gptj, head bias": "has an attention of its own",
-    "mistral, sliding window": "has a window shorter than the check",
 }
 
 
@@ -147,6 +146,24 @@ def test_packed_rows_do_not_depend_on_batches_order_or_neighbours(sequences, max
     order = np.random.default_rng(1).permutation(len(sequences))
     shuffled = [sequences[i] for i in order]
     np.testing.assert_allclose(engine.nll(shuffled, all_but_first(shuffled)), nll[order], rtol=1e-6)
+
+
+def test_a_model_that_sees_its_neighbours_in_a_row_is_not_packed(sequences, packing, monkeypatch):
+    model = make_model("LlamaConfig", SMALL)
+
+    def without_mask(self, dtype, groups):
+        for query, key, hidden in self._tiles:
+            yield query, slice(0, key.stop), torch.zeros(groups * hidden.shape[0], key.stop, dtype=dtype)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        engine = LikelihoodEngine(model.to(dtype))
+        engine.nll(sequences, all_but_first(sequences))
+        assert engine.packs
+        with monkeypatch.context() as patch:
+            patch.setattr(PackedLayout, "tiles", without_mask)
+            engine = LikelihoodEngine(model.to(dtype))
+            engine.nll(sequences, all_but_first(sequences))
+            assert engine.packs is False
 
 
 def test_texts_beyond_a_sliding_window_are_not_packed(sequences, packing, monkeypatch):
@@ -403,3 +420,17 @@ def test_load_model(tiny_model_dir, tiny_model):
         load_model("nobody/nothing")
     with pytest.raises(ValueError, match="dtype must be 'auto' or a torch dtype"):
         load_model(tiny_model_dir, dtype="float33")
+
+
+@pytest.mark.slow
+def test_a_real_bfloat16_model_is_packed_on_a_cpu(smollm2_dir):
+    model, tokenizer = load_model(smollm2_dir, device="cpu")
+    texts = [
+        "Fever is a raised body temperature.",
+        "Insulin lowers blood glucose; without it, glucose stays in the blood.",
+    ]
+    ids = [[tokenizer.eos_token_id, *tokenizer(text)["input_ids"]] for text in texts]
+    engine = LikelihoodEngine(model)
+    nll = engine.nll(ids, all_but_first(ids))
+    assert engine.tiled_head and engine.packs
+    np.testing.assert_allclose(nll, plain_nll(model.float(), ids), rtol=0.03)
