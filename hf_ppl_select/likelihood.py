@@ -8,6 +8,7 @@ instead, which is faster there. The LM head then runs on tiles of scored positio
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -152,18 +153,24 @@ class LikelihoodEngine:
         return self.head.losses(outputs, targets) if self.tiled_head else losses_of_logits(outputs, targets)
 
     def _batches(self, sequences: Sequence[Sequence[int]], counted: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Indices of sequences of like length, longest first: memory peaks at the start and not hours later."""
+        """Indices of the sequences of each batch, longest first: memory peaks at the start and not hours later.
+
+        Padded batches take sequences of like length; a packed row is filled up with the longest that fits.
+        """
         todo = sorted((i for i in range(len(sequences)) if len(counted[i])), key=lambda i: -len(sequences[i]))
-        start = 0
-        while start < len(todo):
-            if self._packs(longest := len(sequences[todo[start]])):
-                stop, room = start + 1, self.max_batch_tokens - longest
-                while stop < len(todo) and (room := room - len(sequences[todo[stop]])) >= 0:
-                    stop += 1
+        falling = [-len(sequences[i]) for i in todo]
+        while todo:
+            batch, longest = [todo.pop(0)], -falling.pop(0)
+            if self._packs(longest):
+                room = self.max_batch_tokens - longest
+                while (at := bisect_left(falling, -room)) < len(todo):
+                    batch.append(todo.pop(at))
+                    room += falling.pop(at)
             else:
-                stop = start + max(1, self.max_batch_tokens // longest)
-            yield todo[start:stop]
-            start = stop
+                more = max(1, self.max_batch_tokens // longest) - 1
+                batch += todo[:more]
+                del todo[:more], falling[:more]
+            yield batch
 
     def _launch(self, sequences: list[Sequence[int]], counted: list[Sequence[int]]) -> tuple[np.ndarray, torch.Tensor]:
         """The sequence of each counted token `[n]`, and its loss `[n]`, on the device; halves what is too much."""

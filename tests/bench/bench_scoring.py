@@ -8,12 +8,13 @@ python tests/bench/bench_scoring.py --model HuggingFaceTB/SmolLM2-135M --output 
 - plain: `model(input_ids, labels=input_ids)`, one text at a time, which is what most people write;
 - evaluate: the algorithm of the `perplexity` measurement of `evaluate`: padded batches of 16 in the given order, a
   mask, full logits, cross-entropy without reduction;
-- lm-eval: `loglikelihood_rolling` of lm-evaluation-harness, the best of its batch sizes 1 and 8, if it is installed;
+- lm-eval: `loglikelihood_rolling` of lm-evaluation-harness, if it is installed; on a CPU batch size 1 is its fastest;
 - ours: `PerplexityScorer`, with tokenization, as `dataset.map` calls it;
 - ours, chunks: the same on chunks of 256 tokens, which is what a corpus is cut into.
 
 The roof is what the model's matrix products alone would take at the best rate that a matrix product reaches here.
-Methods take turns, so that a machine that slows down slows all of them; the median of the rounds counts.
+Methods take turns, so that a machine that slows down slows all of them, and the median of the rounds counts; evaluate,
+the slowest by far, takes part in the first round only. Threads should spin while they wait (OMP_WAIT_POLICY unset).
 """
 
 import argparse
@@ -35,6 +36,7 @@ def main():
     parser.add_argument("--num_texts", type=int, default=96, help="How many of them, drawn with seed 0.")
     parser.add_argument("--rounds", type=int, default=3, help="How often each method runs.")
     parser.add_argument("--chunk_length", type=int, default=256, help="Of the last method, tokens.")
+    parser.add_argument("--lm_eval_batch_sizes", type=int, nargs="*", default=[1], help="Of lm-eval.")
     parser.add_argument("--only", nargs="*", default=None, help="Only these methods.")
     parser.add_argument("--output", default=None, help="A JSON file for the figures.")
     args = parser.parse_args()
@@ -59,7 +61,7 @@ def main():
     methods = {
         "plain": lambda: plain(model, ids),
         "evaluate": lambda: like_evaluate(model, ids),
-        **lm_eval_methods(model, tokenizer, texts),
+        **lm_eval_methods(model, tokenizer, texts, args.lm_eval_batch_sizes),
         "ours": lambda: scorer({"text": texts})["nll_sum"].sum(),
         f"ours, chunks of {length}": lambda: scoring.nll(chunks, [range(1, length)] * len(chunks)).sum(),
     }
@@ -71,6 +73,8 @@ def main():
     for step in range(args.rounds):
         rates.append(gemm_rate(model))
         for name, method in methods.items():
+            if step and name == "evaluate":
+                continue
             with Peak() as memory:
                 start = time.perf_counter()
                 nll[name] = float(method())
@@ -163,7 +167,7 @@ def like_evaluate(model, ids, batch_size=16):
     return total
 
 
-def lm_eval_methods(model, tokenizer, texts):
+def lm_eval_methods(model, tokenizer, texts, batch_sizes):
     """Those of lm-evaluation-harness, by its own public classes; none where it is not installed."""
     try:
         from lm_eval.api.instance import Instance
@@ -177,7 +181,7 @@ def lm_eval_methods(model, tokenizer, texts):
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         return -sum(lm.loglikelihood_rolling(requests, disable_tqdm=True))
 
-    return {f"lm-eval, batch size {size}": lambda size=size: run(size) for size in (1, 8)}
+    return {f"lm-eval, batch size {size}": lambda size=size: run(size) for size in batch_sizes}
 
 
 def gemm_rate(model):
