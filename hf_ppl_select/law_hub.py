@@ -17,10 +17,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from .hub import _plain_hub_errors, _usable_token, check_hub_access, check_license
+from .hub_access import HUB_TIMEOUT, check_hub_access, plain_hub_errors, usable_token
 from .law_card import law_card
 from .saving import write_atomically
 from .scaling_law import ScalingLaw
+from .subset_folder import check_license
 
 LAW_FILE = "law.json"
 
@@ -79,15 +80,15 @@ def push_law_to_hub(
     """
     license = license and check_license(license)
     repo_id = check_hub_access(repo_id, token)
-    token = _usable_token(token, f"Cannot push to {repo_id}")
+    token = usable_token(token, f"Cannot push to {repo_id}")
     card = law_card(law, license=license, name=repo_id)
     api = HfApi(token=token, library_name="hf_ppl_select")
     stopped = f"The push to {repo_id} stopped (run it again)"
-    with tempfile.TemporaryDirectory() as folder, _plain_hub_errors(stopped, token):
+    with tempfile.TemporaryDirectory() as folder, plain_hub_errors(stopped, token):
         law.save(Path(folder, LAW_FILE))
         write_atomically(Path(folder, "README.md"), card)
         api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
-        if private and not api.model_info(repo_id).private:
+        if private and not api.model_info(repo_id, timeout=HUB_TIMEOUT).private:
             raise ValueError(f"{repo_id} exists and is public; make it private on the Hub, or choose another name.")
         operations = [CommitOperationAdd(path.name, path) for path in sorted(Path(folder).iterdir())]
         api.create_commit(repo_id, operations, commit_message=commit_message, repo_type="model")
@@ -108,7 +109,7 @@ def load_law(
     Raises:
         FileNotFoundError: no such folder, repository or revision, or no law in it.
         ConnectionError: the Hub cannot be asked and its cache does not have the law.
-        ValueError: the file is not a law that this version reads.
+        ValueError: the file is not a law that this version reads, or `repo_type` is neither of the two.
     """
     if os.path.isdir(name):
         path = Path(name, LAW_FILE)
@@ -117,6 +118,8 @@ def load_law(
                 f"the folder {os.fspath(name)!r} has no {LAW_FILE}; save one with save_pretrained."
             )
         return ScalingLaw.load(path)
+    if repo_type not in ("model", "dataset"):
+        raise ValueError(f"repo_type must be 'model' or 'dataset', got {repo_type!r}.")
     name, at = os.fspath(name), f" at revision {revision!r}" if revision else ""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise FileNotFoundError(f"{name!r} is neither a folder nor the id of a repository on the Hub (user/name).")

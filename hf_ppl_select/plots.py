@@ -33,6 +33,8 @@ from .uncertainty import check_intervals, gain_interval, loss_interval
 
 __all__ = ["plot_landscape", "plot_law_surface", "plot_loss_against_tokens", "plot_predicted_against_measured"]
 
+_TOO_FEW_RUNS = "no intervals: too few runs to tell the noise between them"
+
 
 def plot_landscape(
     landscape: PerplexityLandscape,
@@ -157,10 +159,8 @@ def plot_predicted_against_measured(law: ScalingLaw, points: Any = None, *, path
     points = law.points if points is None else read_law_points(points)
     mu, sigma = points.moments(law.space)
     predicted, held_out = _predict_held_out(law, points)
-    try:
-        interval = law.predict_interval(mu, sigma, points.num_tokens)
-    except ValueError:  # too few runs to resample
-        interval = None
+    no_intervals = check_intervals(law)
+    interval = None if no_intervals else law.predict_interval(mu, sigma, points.num_tokens)
     error = np.abs(predicted - points.loss).mean()
     how = (
         "each run predicted by a fit without it"
@@ -170,6 +170,7 @@ def plot_predicted_against_measured(law: ScalingLaw, points: Any = None, *, path
     if held_out.any() and not held_out.all():
         how = f"{held_out.sum()} predicted without their run, {(~held_out).sum()} fitted"
     about = f"{len(points)} points of {len(points.runs)} runs, {how}; law {law.form} in {law.space} space"
+    about += f"\n{_TOO_FEW_RUNS}" if no_intervals else ""
     title = f"Predicted against measured loss: mean abs. error {error:.4f} nats per token"
     with canvas(path, title, about, height=840) as figure:
         from matplotlib.colors import LogNorm
@@ -253,7 +254,8 @@ def plot_loss_against_tokens(
     line = np.geomspace(first, last, 200)
     random = law.predict(*random_at, line)
     gains, bands = np.array([[optimum.gain for optimum in optima]]), None
-    if check_intervals(law) is None:
+    no_intervals = check_intervals(law)
+    if no_intervals is None:
         best_at = tuple(np.array([getattr(optimum, name) for optimum in optima]) for name in ("mu", "sigma"))
         gains = np.stack([gains[0], *gain_interval(law, best_at, random_at, budgets)[:2]])
         bands = loss_interval(law, *random_at, line)
@@ -261,8 +263,11 @@ def plot_loss_against_tokens(
     best, *edges = (random - np.interp(np.log(line), np.log(budgets), gain, np.nan, np.nan) for gain in gains)
     end = law.optimum(landscape, float(budgets[-1]))
     about = f"at {short(end.num_tokens)} tokens: optimum {end.loss:.3f}, a random subset {end.random_loss:.3f}"
+    said = describe_gain(end)
+    if no_intervals:
+        said = f"{said.partition(chr(10))[0]}\n{_TOO_FEW_RUNS}"
     title = "Predicted loss against training tokens"
-    with canvas(path, title, f"{about}\n{describe_gain(end)}", height=840) as figure:
+    with canvas(path, title, f"{about}\n{said}", height=840) as figure:
         axes = figure.subplots()
         left, right = first * (first / last) ** 0.02, last * (last / first) ** 0.02
         axes.set(xscale="log", xlim=(left, right), xlabel="training tokens D", ylabel=LOSS)

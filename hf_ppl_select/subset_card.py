@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from .subset_card_parts import code_to_reproduce, composition, number, table
+from .uncertainty import check_intervals
 
 if TYPE_CHECKING:
     from .landscape import PerplexityLandscape
@@ -161,13 +162,15 @@ def _prediction_table(report: Mapping[str, Any], law: ScalingLaw | None) -> str 
     header = ["training on", "predicted held-out loss, nats per token"]
     rows = [["this subset", report["predicted_loss"]], ["a random subset of as many tokens", report["random_loss"]]]
     rows = [[name, f"{loss:.4f}"] for name, loss in rows]
-    if law is not None:
+    problem = None if law is None else check_intervals(law)
+    if law is not None and problem is None:
         header.append("95 % interval for a new measurement")
         names = ("log_mu", "log_sigma") if law.space == "log" else ("mu", "sigma")
         for row, moments in zip(rows, (report["achieved"], report["corpus"]), strict=True):
             interval = law.predict_interval(*(moments[name] for name in names), report["num_tokens"])
             row.append("{:.4f} to {:.4f}".format(*interval))
-    return table(header, rows)
+    note = f"\n\nThere are no intervals: {problem}" if problem else ""
+    return table(header, rows) + note
 
 
 def _verdict(report: Mapping[str, Any]) -> str | None:

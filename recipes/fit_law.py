@@ -34,6 +34,7 @@ one that scored the dataset. Points measured elsewhere need no probes: `--points
 `--dataset_name` for the optimum on that corpus.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def main(script_args, training_args, model_args):
 
     from hf_ppl_select import PerplexityLandscape, compare_scaling_laws, fit_scaling_law
     from hf_ppl_select.law_points import read_law_points
+    from hf_ppl_select.model_identity import resolve_revision
     from hf_ppl_select.saving import save_json
     from hf_ppl_select.sources import load_rows
     from law_report import best_landscape, plot_law, print_law, print_planning
@@ -118,6 +120,9 @@ def main(script_args, training_args, model_args):
 
     comparison = compare_scaling_laws(rows)
     origin = {"model": model_args.model_name_or_path, "corpus": corpus}
+    if plan is not None:
+        with suppress(OSError):  # --fit_only where the model is not
+            origin["model_revision"] = resolve_revision(origin["model"], model_args.model_revision)
     law = fit_scaling_law(rows, script_args.form, script_args.space, **origin)
     save_json(folder / "comparison.json", {"forms": comparison}, kind="law_comparison", version=1)
     print(f"\n{format_comparison(comparison)}\n")

@@ -14,6 +14,7 @@ from hf_ppl_select.benchmarks import BenchmarkResults
 from hf_ppl_select.plots import plot_landscape
 from hf_ppl_select.saving import load_json, save_json, write_atomically
 from hf_ppl_select.sources import load_rows
+from hf_ppl_select.uncertainty import check_intervals
 from probe_runs import format_comparison
 
 if TYPE_CHECKING:
@@ -180,14 +181,19 @@ def _composition_table(folder: Path) -> str:
 
 def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[str]]) -> str:
     """The law's prediction of the two runs' domain loss beside what was measured."""
+    problem = check_intervals(law)
     lines = ["| subset | predicted domain loss | 95 % interval | measured |", "|---|---:|---:|---:|"]
     for group, strategy in (("random", "random"), ("selected", "maxent")):
         subset = load_rows(str(folder / strategy))
         moments = PerplexityLandscape.from_dataset(subset).moments(law.space)
         num_tokens = sum(subset["num_tokens"][:])
-        low, high = law.predict_interval(*moments, num_tokens)
+        interval = "not known"
+        if problem is None:
+            interval = "{:.3f} to {:.3f}".format(*law.predict_interval(*moments, num_tokens))
         runs = [_read_texts(folder / "evaluations" / run, "held_out") for run in groups[group]]
         measured = np.mean([nll.sum() / tokens.sum() for nll, tokens in runs])
         predicted = float(law.predict(*moments, num_tokens))
-        lines.append(f"| {group} | {predicted:.3f} | {float(low):.3f} to {float(high):.3f} | {measured:.3f} |")
+        lines.append(f"| {group} | {predicted:.3f} | {interval} | {measured:.3f} |")
+    if problem is not None:
+        lines += ["", f"Without intervals: {problem}"]
     return "\n".join(lines)

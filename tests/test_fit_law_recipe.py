@@ -62,12 +62,14 @@ def options(scored, model, **changed):
 
 def test_probes_to_law_and_on_after_a_kill(scored, tiny_model_dir):
     from hf_ppl_select import ScalingLaw
+    from hf_ppl_select.model_identity import resolve_revision
 
     law_path = scored.parent / "law" / "law.json"
     done = fit_law(*options(scored, tiny_model_dir), cwd=scored.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     law = ScalingLaw.load(law_path)
     assert law.report.num_runs == 6 and law.report.num_points == 18 and law.model == tiny_model_dir
+    assert law.model_revision == resolve_revision(tiny_model_dir) and law.corpus
     assert "<- chosen" in done.stdout and "best landscape" in done.stdout
     assert {path.name for path in law_path.parent.glob("*.png")} >= {
         "law_surface.png",

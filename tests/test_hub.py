@@ -18,6 +18,7 @@ from hf_ppl_select.hub import check_hub_access, push_subset_to_hub, save_subset
 from hf_ppl_select.landscape import PerplexityLandscape
 from hf_ppl_select.selection import plan_selection
 from hf_ppl_select.subset_card import subset_card
+from hf_ppl_select.uncertainty import check_intervals
 
 TOKEN = "hf_ThisIsTheRightOne"
 MODEL = "HuggingFaceTB/SmolLM2-135M"
@@ -127,6 +128,18 @@ def test_card_states_every_number_as_what_it_is(selection, law, landscape):
         assert f"| `{name}` | {value:.6g} |" in section(text, "The scaling law")
     assert "arxiv.org/abs/2512.21515" in text and "Perplexity cannot see redundancy" in text
     assert report["indices_sha256"] in text
+
+
+def test_card_of_a_law_without_intervals_says_so(selection, law):
+    points = [row for row in law.points.to_rows() if row["run"] in law.runs[:4]]
+    few = fit_scaling_law(points, form="no_interaction", space="linear")
+    assert check_intervals(few) is None
+    few = fit_scaling_law([row for row in points if row["run"] != law.runs[0]], form="no_interaction", space="linear")
+    text = subset_card(selection.report(), law=few)
+    assert_card_is_clean(text)
+    prediction = section(text, "What the law predicts")
+    assert "There are no intervals: intervals of form 'no_interaction' need 4 or more runs" in prediction
+    assert "for a new measurement" not in prediction and f"{selection.predicted_loss:.4f} |" in prediction
 
 
 def test_card_says_when_the_gain_is_noise(selection, law):

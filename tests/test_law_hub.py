@@ -6,10 +6,12 @@ import re
 import loopback_hub
 import numpy as np
 import pytest
+from datasets import Dataset, config
 from huggingface_hub import ModelCard, constants
 from loopback_hub import LoopbackHub
 
 from hf_ppl_select.fitting import compare_scaling_laws, fit_scaling_law
+from hf_ppl_select.hub import push_subset_to_hub
 from hf_ppl_select.law_card import law_card
 from hf_ppl_select.scaling_law import ScalingLaw
 
@@ -45,13 +47,9 @@ def law():
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    def create_repo(handler, *, body, **rest):
-        kind = json.loads(body).get("type", "model")
-        return (
-            loopback_hub._Handler.create_repo(handler, body=json.dumps(json.loads(body) | {"type": "dataset"}), **rest)
-            if kind == "model"
-            else handler._send_json({}, 400)
-        )
+    def create_repo(handler, *, body, **rest):  # of either kind
+        as_dataset = json.dumps(json.loads(body) | {"type": "dataset"})
+        loopback_hub._Handler.create_repo(handler, body=as_dataset, **rest)
 
     routes = [(r"POST /api/repos/create", create_repo), *MODEL_ROUTES, *loopback_hub._ROUTES]
     monkeypatch.setattr(loopback_hub, "_ROUTES", routes)
@@ -60,6 +58,8 @@ def hub(monkeypatch, tmp_path):
         url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(config, "HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
@@ -159,6 +159,22 @@ def test_push_and_load(law, hub, tmp_path):
     assert ScalingLaw.from_pretrained("me/medical-law", revision=first).form == "log_parabola"
     constants.HF_HUB_OFFLINE = True  # put back by the fixture
     assert ScalingLaw.from_pretrained("me/medical-law").form == "no_interaction"
+
+
+def test_the_law_of_a_subset_comes_from_its_dataset(law, hub):
+    subset = Dataset.from_dict({"text": ["a", "b"], "perplexity": [9.0, 12.0], "num_tokens": [5, 7]})
+    push_subset_to_hub(subset, "me/subset", law=law, license="cc-by-4.0")
+    again = ScalingLaw.from_pretrained("me/subset", repo_type="dataset")
+    assert again.to_dict() == law.to_dict()
+    first = hub.repos["me/subset"].sha
+    push_subset_to_hub(subset, "me/subset", license="cc-by-4.0")
+    with pytest.raises(FileNotFoundError, match="the dataset me/subset has no law.json: no law was pushed there"):
+        ScalingLaw.from_pretrained("me/subset", repo_type="dataset")
+    assert ScalingLaw.from_pretrained("me/subset", repo_type="dataset", revision=first).form == law.form
+    with pytest.raises(FileNotFoundError, match="the Hub has no dataset me/nothing that this token may read"):
+        ScalingLaw.from_pretrained("me/nothing", repo_type="dataset")
+    with pytest.raises(ValueError, match="repo_type must be 'model' or 'dataset', got 'data'"):
+        ScalingLaw.from_pretrained("me/subset", repo_type="data")
 
 
 def test_private_means_private(law, hub):

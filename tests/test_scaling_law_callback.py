@@ -9,6 +9,7 @@ from callback_trainers import DOMAIN, GENERAL, MOMENTS, law_trainer, make_traine
 from hf_ppl_select import fit_scaling_law
 from hf_ppl_select.perplexity import evaluate_perplexity
 from trainer_callbacks import ScalingLawCallback
+from trainer_callbacks.law_forecast import LawForecast
 
 
 def test_law_points_at_the_rungs(tiny_model, tiny_tokenizer, tmp_path, caplog):
@@ -158,6 +159,27 @@ def test_a_law_of_too_few_runs_predicts_without_an_interval(tiny_model, tiny_tok
     (row,) = rows_with(trainer, "law_point_loss").values()
     assert row["law_point_predicted_loss"] == 3.0 and "law_point_predicted_low" not in row
     assert "without an interval: intervals need more runs" in caplog.text
+
+
+@pytest.mark.parametrize("num_runs", [3, 4])
+def test_of_a_fitted_law_it_asks_the_law(num_runs, caplog):
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "run": f"r{i}",
+            "mu": 10.0 + i,
+            "sigma": 3.0 + 4 * rng.random(),
+            "num_tokens": d,
+            "loss": 2 + d**-0.2 + 0.01 * i,
+        }
+        for i in range(num_runs)
+        for d in (1000, 2000, 4000)
+    ]
+    forecast = LawForecast(MOMENTS, [1000], fit_scaling_law(rows, form="no_interaction", space="linear"))
+    assert forecast.has_interval == (num_runs == 4)
+    assert ("law_point_predicted_low" in forecast.compare(1000, 2.3)) == (num_runs == 4)
+    said = "come without an interval: intervals of form 'no_interaction' need 4 or more runs"
+    assert (said in caplog.text) == (num_runs == 3)
 
 
 def test_the_table_is_looked_at_before_the_training(tiny_model, tiny_tokenizer, tmp_path, caplog):

@@ -11,6 +11,7 @@ from scipy import stats
 from hf_ppl_select.fitting import fit_scaling_law
 from hf_ppl_select.law_points import read_law_points
 from hf_ppl_select.posterior import draw_posterior
+from hf_ppl_select.run_coordinates import RunCoordinates
 from hf_ppl_select.uncertainty import gain_interval, loss_interval, param_intervals, parameter_draws
 
 NUM_TOKENS = (8192, 16384, 32768)
@@ -86,6 +87,109 @@ def test_odd_ladders():
     assert widths["all"] < widths["one"]
 
 
+# Noise of one kind only, or none: where a ratio of variances has no end
+
+
+def run_effects(curve, num_runs=8, effect=0.01, noise=0.0, digits=16):
+    rng = np.random.default_rng(0)
+    where, scale = {"mu": 22.0, "sigma": 10.0}, 1 + effect * rng.standard_normal(num_runs)
+    return [
+        {
+            "run": f"r{i}",
+            **where,
+            "num_tokens": d,
+            "loss": round(loss * s * (1 + noise * rng.standard_normal()), digits),
+        }
+        for i, s in enumerate(scale)
+        for d, loss in curve.items()
+    ]
+
+
+CURVES = {
+    "no law bends like this": {128: 7.0006, 256: 6.8855, 384: 6.7834, 512: 6.7028},
+    "a floor": {128: 7.0307, 256: 6.95, 384: 6.9, 512: 6.88},
+    "a law": {d: 5.0 + 3.0 * d**-0.25 for d in (128, 256, 384, 512)},
+}
+
+
+@pytest.mark.parametrize("num_runs", [3, 8])
+@pytest.mark.parametrize("name", CURVES)
+def test_runs_that_differ_by_a_factor_and_nothing_else(name, num_runs):
+    law = fit_scaling_law(run_effects(CURVES[name], num_runs), form="data_only", space="linear")
+    loss, tokens = law.points.loss.reshape(num_runs, -1), np.array(list(CURVES[name]))
+    predicted = law.predict(22.0, 10.0, tokens)
+    for noise, per_run in ((False, 1 / num_runs), (True, 1 + 1 / num_runs)):
+        low, high = loss_interval(law, 22.0, 10.0, tokens, noise=noise)
+        assert (low <= predicted).all() and (predicted <= high).all()
+        assert (low < loss.mean(0)).all() and (loss.mean(0) < high).all()
+        students = 2 * stats.t.ppf(0.975, num_runs - 1) * loss.std(0, ddof=1) * np.sqrt(per_run)  # at each D
+        assert (high - low) / students == pytest.approx(1, abs=0.25 if num_runs == 3 else 0.12)
+
+
+@pytest.mark.parametrize("num_runs", [3, 8])
+def test_no_noise_at_all(num_runs):
+    law = fit_scaling_law(run_effects(CURVES["a law"], num_runs, effect=0), form="data_only", space="linear")
+    for d in (128, 300, 512, 1024):
+        low, high = law.predict_interval(22.0, 10.0, d)
+        assert low <= law.predict(22.0, 10.0, d) <= high and high - low < 1e-4
+        assert low - 1e-5 <= 5.0 + 3.0 * d**-0.25 <= high + 1e-5
+
+
+@pytest.mark.parametrize("digits", [4, 16])
+def test_noise_within_runs_only(digits):
+    law = fit_scaling_law(run_effects(CURVES["a law"], effect=0, noise=1e-3, digits=digits), "data_only", "linear")
+    for d in (128, 256, 512):
+        low, high = law.interval(22.0, 10.0, d)
+        assert low <= law.predict(22.0, 10.0, d) <= high and 1e-3 < high - low < 2e-2
+        new = law.predict_interval(22.0, 10.0, d)
+        assert 2.5 * 6e-3 < new[1] - new[0] < 8 * 6e-3
+
+
+def test_a_floor_just_below_the_smallest_loss_does_not_run_away():
+    """At such floors the excess vanishes at most points, and what is linear in theta says nothing about the law."""
+    rng = np.random.default_rng(0)
+    curve = {128: 2.67, 512: 2.23, 1024: 2.16, 4096: 2.02, 16384: 1.88}
+    rows = [
+        {"run": f"r{i}", "mu": 20.0, "sigma": 6.0, "num_tokens": d, "loss": round(loss + shift, 2)}
+        for i, shift in enumerate(0.03 * rng.standard_normal(9))
+        for d, loss in curve.items()
+    ]
+    law = fit_scaling_law(rows, form="data_only", space="linear")
+    low, high = law.predict_interval(20.0, 6.0, np.array(list(curve)))
+    assert np.isfinite([low, high]).all() and (high - low < 0.4).all()
+    assert np.isfinite(parameter_draws(law).theta).all() and np.abs(parameter_draws(law).theta).max() < 1e3
+
+
+def test_one_run_to_spare_gives_wide_intervals_with_ends():
+    rows = [row for row in make_rows(4, noise=0.0, run_noise=0.02) if row["run"] != "r1" or row["num_tokens"] > 1e4]
+    law = fit_scaling_law(rows, form="no_interaction", space="log")
+    low, high = law.interval(*law.points.moments("log"), law.points.num_tokens)
+    assert np.isfinite([low, high]).all() and (low > 0.5).all() and (high < 20).all()
+
+
+# The coordinates in which noise of runs is independent
+
+
+def test_run_coordinates_diagonalise_the_noise_of_runs():
+    rng = np.random.default_rng(0)
+    size = [1, 2, 3, 5, 4, 3]
+    run_of = np.repeat(np.arange(6), size)
+    log_tokens = rng.uniform(8, 11, len(run_of))
+    log_tokens[run_of == 5] = 9.0  # a run at one D has no slope
+    runs, y = RunCoordinates(log_tokens, run_of), rng.standard_normal((2, len(run_of)))
+    assert runs.num_slopes == 4 and runs.num_remaining == sum(size) - 6 - 4
+    Z = (run_of[:, None] == np.arange(6)).astype(float)
+    x = (log_tokens - runs.average(log_tokens))[:, None] * Z
+    for log_shift, log_drift in ((2.0, 3.0), (-1.0, 0.5), (0.0, -2.0)):
+        g, h = np.expm1(log_shift) / max(size), np.expm1(log_drift) / (x**2).sum(0).max()
+        V = np.eye(len(run_of)) + g * Z @ Z.T + h * x @ x.T
+        a, b = (v[0] for v in runs.variances(np.array([log_shift]), np.array([log_drift])))
+        means, slopes, rest = runs.split(y)
+        squares = (means**2 / a).sum(1) + (slopes**2 / b).sum(1) + (rest**2).sum(1)
+        assert squares == pytest.approx(np.einsum("kn,nm,km->k", y, np.linalg.inv(V), y))
+        assert np.log(a).sum() + np.log(b).sum() == pytest.approx(np.linalg.slogdet(V)[1])
+
+
 # Coverage: the full simulation is `python tests/interval_coverage.py`
 
 
@@ -94,7 +198,7 @@ def test_odd_ladders():
     [("paper", "linear", 0.5), ("no_interaction", "log", 1.0), ("log_parabola", "log", 0)],
 )
 def test_intervals_hold_the_truth_as_often_as_they_say(form, space, run_share):
-    coverage, half_width = simulate(form, space, run_share, 40)
+    coverage, half_width = simulate(form, space, run_share, 60)
     for column in ("mean", "gain", "new run"):
         assert 0.89 <= coverage[column] <= 0.99, (column, coverage)
     assert min(coverage["params"].values()) >= 0.8 and half_width < 0.015
