@@ -9,7 +9,7 @@ well and is as narrow, but gives no laws to look for optima with.
 
 Intervals are centred at least squares on ln(loss), not at the Huber fit, which strays from it within the noise; all
 but those of new measurements are widened to hold the law's own value too. Far beyond the probes' D they rest on the
-form, and hold the truth 90 to 95 % of the time even where it is right.
+form, and hold the truth 87 to 98 % of the time even where it is right.
 """
 
 from __future__ import annotations

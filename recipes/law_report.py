@@ -96,13 +96,15 @@ def print_planning(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Opt
     if check_intervals(law) or not law.design_matrix(*landscape.moments(law.space), 1.0).shape[-1] > 2:
         return
     total = plan.total_tokens if plan else law.num_tokens_range[1] * len(law.runs)
+    rows = [row for row in precision_by_runs(law, landscape, total, optimum.num_tokens) if row["problem"] is None]
+    if not rows:
+        return
     print(f"If this law were true, probes of {total:,.0f} tokens in all would know the gain at this budget so well:")
     print("  runs   tokens each   width of its 95 % interval   excludes 0   lost by following their law")
-    for row in precision_by_runs(law, landscape, total, optimum.num_tokens):
-        if row["problem"] is None:
-            width = f"{row['gain_width']:.4f} (gain {row['gain']:.4f})"
-            head = f"{row['num_runs']:6}   {row['tokens_per_run']:11,}   {width:27}"
-            print(f"{head} {row['detection']:9.0%}   {row['regret']:.4f}")
+    for row in rows:
+        width = f"{row['gain_width']:.4f} (gain {row['gain']:.4f})"
+        head = f"{row['num_runs']:6}   {row['tokens_per_run']:11,}   {width:27}"
+        print(f"{head} {row['detection']:9.0%}   {row['regret']:.4f}")
     print(flush=True)
 
 

@@ -1,6 +1,6 @@
 """How often 95 % intervals hold the truth: simulated probes of known laws, 10 runs at 3 D each, noise of 0.01 nats.
 
-    python tests/interval_coverage.py --num_data_sets 300        # every form and space; about 3 minutes on one core
+    python tests/interval_coverage.py --num_data_sets 300   # every form and space; a quarter of an hour on one core
 
 Columns: the mean loss at new (mu, sigma) inside the probes' hull, the gain of one such over another, a newly measured
 run there, the mean loss at 4 and at 30 times the longest probe's D, and the parameters.
