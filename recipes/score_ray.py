@@ -13,8 +13,9 @@ python recipes/score_ray.py --address auto --num_actors 64 --dataset_name /data/
 ```
 
 A row is a chunk already (see `chunk_documents`, or score.py, which chunks). An actor that dies is started again and
-its rows are scored again. So many files at a time become a shard; a killed run, started again, goes on after its last
-finished shard. `load_dataset(output_dir)` works once all are done; beside the data is landscape.json.
+its rows are scored again; the rows of a shard may come in another order. So many files at a time become a shard; a
+killed run, started again, goes on after its last finished shard. `load_dataset(output_dir)` works once all are done;
+beside the data is landscape.json.
 Needs `pip install "hf-ppl-select[ray]"`.
 """
 
@@ -74,7 +75,6 @@ def main(args):
     if started:
         ray.init(address=args.address, **({} if args.address else {"include_dashboard": False}))
     try:
-        ray.data.DataContext.get_current().execution_options.preserve_order = True
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         for index in output.missing:
             paths = list(files.paths[starts[index] :][: args.files_per_shard])

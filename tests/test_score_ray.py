@@ -63,7 +63,7 @@ def test_two_workers_of_which_one_is_killed(cluster, arguments, monkeypatch):
     score_ray.main(arguments)
     assert killed
 
-    rows = load_rows(arguments.output_dir)
+    rows = load_rows(arguments.output_dir).sort("id")  # Ray may hand on batches in another order
     assert rows["id"][:] == list(range(240)) and rows["text"][:] == TEXTS
     expected = Dataset.from_dict({"text": TEXTS}).map(PerplexityScorer(arguments.model_name_or_path), batched=True)
     assert rows["nll_sum"][:] == pytest.approx(expected["nll_sum"][:], rel=1e-5)
@@ -92,4 +92,4 @@ def test_after_a_failure_it_goes_on_with_the_missing_shards(cluster, arguments, 
         load_rows(arguments.output_dir)  # nobody takes a part for the whole
     score_ray.main(arguments)
     assert asked[2] == asked[1] and len(asked) == 3
-    assert load_rows(arguments.output_dir)["id"][:] == list(range(240))
+    assert sorted(load_rows(arguments.output_dir)["id"][:]) == list(range(240))
