@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .lm_head import TiledHead, losses_of_logits
-from .model_loading import default_batch_tokens, default_device, load_model, repeated_blocks
+from .model_loading import default_batch_tokens, default_device, keep_freed_memory, load_model, repeated_blocks
 from .packed_attention import PackedLayout, packed
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class LikelihoodEngine:
         self.causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.max_batch_tokens = max_batch_tokens or default_batch_tokens(self.causal_lm, self.device)
         self.autocast_dtype = autocast_dtype
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.head = TiledHead(self.causal_lm, autocast_dtype)
         self.tiled_head: bool | None = None  # both decided at the first call
         self.packs: bool | None = None
