@@ -18,7 +18,8 @@ import torch
 
 from .lm_head import TiledHead, losses_of_logits
 from .model_loading import default_batch_tokens, default_device, keep_freed_memory, load_model, repeated_blocks
-from .packed_attention import PackedLayout, packed
+from .packed_attention import PackedLayout, attends_packed, packed
+from .side_by_side import LEAST_TOKENS, num_workers, side_by_side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,6 +67,8 @@ class LikelihoodEngine:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.head = TiledHead(self.causal_lm, autocast_dtype)
+        self.num_workers = num_workers(self.causal_lm)
+        self.compiled = False
         self.tiled_head: bool | None = None  # both decided at the first call
         self.packs: bool | None = None
 
@@ -76,10 +79,13 @@ class LikelihoodEngine:
         stay as they are.
         """
         blocks = repeated_blocks(self.causal_lm)
-        for block in blocks:
-            block.compile(dynamic=True)
         with self.measuring():
-            if not (self._packing_agrees() if self.packs else self._tiled_head_agrees()):
+            for block in blocks:
+                block.compile(dynamic=True)
+            check = torch.inference_mode()(self._packing_agrees if self.packs else self._tiled_head_agrees)
+            # In a worker: compiled code is for the number of threads that it was compiled with
+            ((_, self.compiled),) = side_by_side(lambda _: check(), [None], self.num_workers)
+            if not self.compiled:
                 logger.warning("%s does not compile right: going on without.", type(self.causal_lm).__name__)
                 for block in blocks:
                     block._compiled_call_impl = None
@@ -109,18 +115,21 @@ class LikelihoodEngine:
         if len(sequences) != len(counted):
             raise ValueError(f"{len(sequences)} sequences but {len(counted)} lists of counted positions.")
         totals = np.zeros(len(sequences), dtype=np.float64)
+
+        def launch(batch: list[int]) -> tuple[np.ndarray, torch.Tensor]:
+            return self._launch([sequences[i] for i in batch], [counted[i] for i in batch])
+
         with self.measuring():
-            waiting: tuple[list[int], np.ndarray, torch.Tensor] | None = None
-            for batch in [*self._batches(sequences, counted), None]:
-                launched = None
-                if batch is not None:
-                    launched = batch, *self._launch([sequences[i] for i in batch], [counted[i] for i in batch])
-                if waiting is not None:  # read one batch late: a GPU has its next work by then
-                    done, rows, losses = waiting
-                    totals[done] = np.bincount(rows, weights=losses.double().cpu().numpy(), minlength=len(done))
-                    if progress is not None:
-                        progress(sum(len(sequences[i]) for i in done))
-                waiting = launched
+            todo = [i for i in range(len(sequences)) if len(counted[i])]
+            for packs in (False, True):
+                batches = self._batches([i for i in todo if self._packs(len(sequences[i])) == packs], sequences, packs)
+                workers = self.num_workers if len(batches) > 1 or self.compiled else 1
+                with attends_packed(self.causal_lm) if packs and batches else nullcontext():
+                    for batch, (rows, losses) in side_by_side(launch, batches, workers):
+                        weights = losses.double().cpu().numpy()
+                        totals[batch] = np.bincount(rows, weights=weights, minlength=len(batch))
+                        if progress is not None:
+                            progress(sum(len(sequences[i]) for i in batch))
         if np.isnan(totals).any():
             raise ValueError(
                 f"{type(self.causal_lm).__name__} gives NaN for sequence {np.isnan(totals).argmax()}: its weights "
@@ -154,26 +163,34 @@ class LikelihoodEngine:
         """-log p of each target `[n]`, float32, from the outputs one token before it, `[n, hidden or vocabulary]`."""
         return self.head.losses(outputs, targets) if self.tiled_head else losses_of_logits(outputs, targets)
 
-    def _batches(self, sequences: Sequence[Sequence[int]], counted: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    def _batches(self, indices: list[int], sequences: Sequence[Sequence[int]], packs: bool) -> list[list[int]]:
         """Indices of the sequences of each batch, longest first: memory peaks at the start and not hours later.
 
-        Padded batches take sequences of like length; a packed row is filled up with the longest that fits.
+        Padded batches take sequences of like length; a packed row is filled up with the longest that fits. Each worker
+        gets as many batches.
         """
-        todo = sorted((i for i in range(len(sequences)) if len(counted[i])), key=lambda i: -len(sequences[i]))
+        todo = sorted(indices, key=lambda i: -len(sequences[i]))
         falling = [-len(sequences[i]) for i in todo]
+        total, most = -sum(falling), self.max_batch_tokens
+        rounds = -(-total // (most * self.num_workers))
+        if self.num_workers > 1 and rounds:
+            most = min(most, max(-(-total // (rounds * self.num_workers)), LEAST_TOKENS))
+        batches = []
         while todo:
             batch, longest = [todo.pop(0)], -falling.pop(0)
-            if self._packs(longest):
-                room = self.max_batch_tokens - longest
+            if packs:
+                room = most - longest
                 while (at := bisect_left(falling, -room)) < len(todo):
                     batch.append(todo.pop(at))
                     room += falling.pop(at)
             else:
-                more = max(1, self.max_batch_tokens // longest) - 1
+                more = max(1, most // longest) - 1
                 batch += todo[:more]
                 del todo[:more], falling[:more]
-            yield batch
+            batches.append(batch)
+        return batches
 
+    @torch.inference_mode()  # in each thread
     def _launch(self, sequences: list[Sequence[int]], counted: list[Sequence[int]]) -> tuple[np.ndarray, torch.Tensor]:
         """The sequence of each counted token `[n]`, and its loss `[n]`, on the device; halves what is too much."""
         try:

@@ -7,6 +7,7 @@ log-softmax in slices of a tile small enough for a CPU's cache.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +38,7 @@ class TiledHead:
         self.scale, self.softcap = _logit_transform(causal_lm.config.get_text_config())
         where = "cpu" if causal_lm.get_input_embeddings().weight.device.type == "cpu" else "other"
         self.tile_elements, self.slice_elements = TILE_ELEMENTS[where], SLICE_ELEMENTS[where]
-        self._buffer: torch.Tensor | None = None
+        self._local = threading.local()  # a buffer for each thread that scores
 
     @staticmethod
     def fits(causal_lm: PreTrainedModel) -> bool:
@@ -80,9 +81,10 @@ class TiledHead:
     def _product(self, tile: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> torch.Tensor:
         """`tile @ weight.T + bias`, in a buffer that the next product overwrites: fresh pages cost time."""
         shape, dtype = (rows, len(weight)), weight.dtype
-        if self._buffer is None or self._buffer.shape != shape or self._buffer.dtype != dtype:
-            self._buffer = torch.empty(shape, dtype=dtype, device=weight.device)
-        out = self._buffer[: len(tile)]
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
+            buffer = self._local.buffer = torch.empty(shape, dtype=dtype, device=weight.device)
+        out = buffer[: len(tile)]
         return torch.mm(tile, weight.T, out=out) if bias is None else torch.addmm(bias, tile, weight.T, out=out)
 
     def _transform(self, logits: torch.Tensor) -> torch.Tensor:

@@ -65,6 +65,26 @@ _layout: ContextVar[PackedLayout | None] = ContextVar("packed_layout", default=N
 
 
 @contextmanager
+def attends_packed(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context `model` takes rows in [`packed`], in any thread.
+
+    Raises:
+        NotImplementedError: the attention is not the model's to choose.
+    """
+    before = model.config._attn_implementation
+    if before == NAME:
+        yield
+        return
+    if not model._can_set_attn_implementation():
+        raise NotImplementedError(f"{type(model).__name__} has an attention of its own.")
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
 def packed(model: PreTrainedModel, layout: PackedLayout) -> Iterator[None]:
     """Within this context `model` takes rows of `layout`: `model(input_ids, position_ids=layout.position_ids)`.
 
@@ -72,16 +92,12 @@ def packed(model: PreTrainedModel, layout: PackedLayout) -> Iterator[None]:
         NotImplementedError: the attention needs more than causal scores (sinks, score caps, biases), or is not the
             model's to choose.
     """
-    before = model.config._attn_implementation
-    if not model._can_set_attn_implementation():
-        raise NotImplementedError(f"{type(model).__name__} has an attention of its own.")
-    model.set_attn_implementation(NAME)
     token = _layout.set(layout)
     try:
-        yield
+        with attends_packed(model):
+            yield
     finally:
         _layout.reset(token)
-        model.set_attn_implementation(before)
 
 
 @torch.library.custom_op("hf_ppl_select::packed_attention", mutates_args=())

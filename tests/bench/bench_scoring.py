@@ -10,19 +10,25 @@ python tests/bench/bench_scoring.py --model HuggingFaceTB/SmolLM2-135M --output 
   mask, full logits, cross-entropy without reduction;
 - lm-eval: `loglikelihood_rolling` of lm-evaluation-harness, if it is installed; on a CPU batch size 1 is its fastest;
 - ours: `PerplexityScorer`, with tokenization, as `dataset.map` calls it;
-- ours, chunks: the same on chunks of 256 tokens, which is what a corpus is cut into.
+- chunks: the same on chunks of 256 tokens, which is what a corpus is cut into;
+- compiled chunks: with compiled layers; compiling them is not timed.
 
 The roof is what the model's matrix products alone would take at the best rate that a matrix product reaches here.
 Methods take turns, so that a machine that slows down slows all of them, and the median of the rounds counts; evaluate,
-the slowest by far, takes part in the first round only. Threads should spin while they wait (OMP_WAIT_POLICY unset).
+the slowest by far, takes part in the first round only. Each measurement is a process of its own: what one method does
+to the memory allocator is no gain or loss of another's. Threads should spin while they wait (OMP_WAIT_POLICY unset).
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import threading
 import time
+from functools import partial
 from pathlib import Path
+
+METHODS = ("plain", "evaluate", "lm-eval", "ours", "chunks", "compiled chunks")
 
 
 def main():
@@ -35,75 +41,111 @@ def main():
     parser.add_argument("--text_column", default="text", help="Its column.")
     parser.add_argument("--num_texts", type=int, default=96, help="How many of them, drawn with seed 0.")
     parser.add_argument("--rounds", type=int, default=3, help="How often each method runs.")
-    parser.add_argument("--chunk_length", type=int, default=256, help="Of the last method, tokens.")
-    parser.add_argument("--lm_eval_batch_sizes", type=int, nargs="*", default=[1], help="Of lm-eval.")
-    parser.add_argument("--only", nargs="*", default=None, help="Only these methods.")
+    parser.add_argument("--chunk_length", type=int, default=256, help="Of chunks, tokens.")
+    parser.add_argument("--lm_eval_batch_sizes", type=int, nargs="*", default=[1, 8], help="Of lm-eval.")
+    parser.add_argument("--only", nargs="*", default=METHODS, choices=METHODS, help="Only these methods.")
     parser.add_argument("--output", default=None, help="A JSON file for the figures.")
     args = parser.parse_args()
+    args.model = args.model or str(offline_model())
 
+    methods = []
+    for name in args.only:
+        methods += [f"lm-eval {size}" for size in args.lm_eval_batch_sizes] if name == "lm-eval" else [name]
+    runs = {name: [] for name in methods}
+    for step in range(args.rounds):
+        for name in methods:
+            if step and name == "evaluate":
+                continue
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                run = pool.apply(measure, (name, args))
+            if run is not None:
+                runs[name].append(run)
+                print(f"round {step + 1}: {name} {run['num_tokens'] / run['seconds']:,.0f} tokens/s", flush=True)
+    report({name: measured for name, measured in runs.items() if measured}, args)
+
+
+def measure(name, args):
+    """One method, once, in this process: seconds, tokens, nll, bytes of memory added, and the machine's products."""
+    import numpy as np
     import torch
 
     from hf_ppl_select import PerplexityScorer
-    from hf_ppl_select.likelihood import LikelihoodEngine
-    from offline_model import offline_model
+    from hf_ppl_select.likelihood import LikelihoodEngine, load_model
 
     texts = read_texts(args)
-    scorer = PerplexityScorer(args.model or str(offline_model()), dtype=args.dtype)
-    engine, tokenizer = scorer._load(None)
-    model = engine.model
-    ids = [[tokenizer.bos_token_id or tokenizer.eos_token_id, *row] for row in encode(tokenizer, texts)]
+    model, tokenizer = load_model(args.model, dtype=args.dtype)
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids = [[bos, *row] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     num_tokens = sum(len(row) - 1 for row in ids)
-    joined = [token for row in ids for token in row[1:]]
-    length = args.chunk_length
-    chunks = [joined[i : i + length] for i in range(0, len(joined) - length + 1, length)]
-    scoring = LikelihoodEngine(model)
+    if name == "plain":
+        method = partial(plain, model, ids)
+    elif name == "evaluate":
+        method = partial(like_evaluate, model, ids)
+    elif name.startswith("lm-eval"):
+        method = lm_eval(model, tokenizer, texts, int(name.split()[-1]))
+        if method is None:
+            return None
+    elif name == "ours":
+        scorer = PerplexityScorer(args.model, dtype=args.dtype)
+        scorer({"text": texts[:1]})  # loads the model, and checks what it can do
+        method = partial(scorer, {"text": texts})
+    else:
+        joined = [token for row in ids for token in row[1:]]
+        length = args.chunk_length
+        chunks = [joined[i : i + length] for i in range(0, len(joined) - length + 1, length)]
+        counted = [range(1, length)] * len(chunks)
+        engine = LikelihoodEngine(model)
+        if name.startswith("compiled"):
+            engine.compile()
+        engine.nll(chunks[:8], counted[:8])
+        num_tokens = len(chunks) * length
+        method = partial(engine.nll, chunks, counted)
 
-    methods = {
-        "plain": lambda: plain(model, ids),
-        "evaluate": lambda: like_evaluate(model, ids),
-        **lm_eval_methods(model, tokenizer, texts, args.lm_eval_batch_sizes),
-        "ours": lambda: scorer({"text": texts})["nll_sum"].sum(),
-        f"ours, chunks of {length}": lambda: scoring.nll(chunks, [range(1, length)] * len(chunks)).sum(),
-    }
-    if args.only:
-        methods = {name: method for name, method in methods.items() if name.startswith(tuple(args.only))}
-    counts = {name: len(chunks) * length if "chunks" in name else num_tokens for name in methods}
-    seconds = {name: [] for name in methods}
-    nll, peak, rates = {}, {}, []
-    for step in range(args.rounds):
-        rates.append(gemm_rate(model))
-        for name, method in methods.items():
-            if step and name == "evaluate":
-                continue
-            with Peak() as memory:
-                start = time.perf_counter()
-                nll[name] = float(method())
-                seconds[name].append(time.perf_counter() - start)
-            peak[name] = max(peak.get(name, 0), memory.added)
-            print(f"round {step + 1}: {name} {counts[name] / seconds[name][-1]:,.0f} tokens/s", flush=True)
-
+    rates = [gemm_rate(model)]
+    with Peak() as memory:
+        start = time.perf_counter()
+        result = method()
+        seconds = time.perf_counter() - start
+    rates.append(gemm_rate(model))
+    nll = float(np.sum(result["nll_sum"] if isinstance(result, dict) else result))
     flop = 2 * sum(p.numel() for p in model.parameters() if p.dim() == 2)
     if not model.config.tie_word_embeddings:
         flop -= 2 * model.get_input_embeddings().weight.numel()
-    roof = statistics.median(rates) / flop
-    speed = {name: counts[name] / statistics.median(seconds[name]) for name in methods}
-    mine = speed.get("ours")
+    return {
+        "seconds": seconds,
+        "num_tokens": num_tokens,
+        "nll": nll,
+        "memory_added": memory.added,
+        "flop_per_second": max(rates),
+        "flop_per_token": flop,
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def report(runs, args):
+    """Print a table, and write the figures."""
+    everything = [run for measured in runs.values() for run in measured]
+    some = everything[0]
+    rate = statistics.median(run["flop_per_second"] for run in everything)
+    roof = rate / some["flop_per_token"]
+    speeds = {name: [run["num_tokens"] / run["seconds"] for run in measured] for name, measured in runs.items()}
+    mine = statistics.median(speeds["ours"]) if "ours" in runs else None
     rows = {
         name: {
-            "tokens_per_second": speed[name],
-            "slowest": counts[name] / max(seconds[name]),
-            "fastest": counts[name] / min(seconds[name]),
-            "ours_is_faster_by": mine / speed[name] if mine else None,
-            "share_of_roof": speed[name] / roof,
-            "peak_memory_added_mib": peak[name] / 2**20,
-            "nll_per_token": nll[name] / counts[name],
+            "tokens_per_second": (speed := statistics.median(speeds[name])),
+            "slowest": min(speeds[name]),
+            "fastest": max(speeds[name]),
+            "ours_is_faster_by": mine / speed if mine else None,
+            "share_of_roof": speed / roof,
+            "peak_memory_added_mib": max(run["memory_added"] for run in measured) / 2**20,
+            "nll_per_token": measured[0]["nll"] / measured[0]["num_tokens"],
         }
-        for name in methods
+        for name, measured in runs.items()
     }
     print(
-        f"\n{len(texts)} texts, {num_tokens:,} tokens (median {statistics.median(map(len, ids)) - 1:.0f}), "
-        f"{args.dtype}, {torch.get_num_threads()} threads. Products: {statistics.median(rates) / 1e9:,.0f} GFLOP/s, "
-        f"{flop / 1e9:.3f} GFLOP a token: roof {roof:,.0f} tokens/s.\n"
+        f"\n{args.num_texts} texts, {some['num_tokens']:,} tokens, {args.dtype}, {some['num_threads']} threads. "
+        f"Products: {rate / 1e9:,.0f} GFLOP/s, {some['flop_per_token'] / 1e9:.3f} GFLOP a token: "
+        f"roof {roof:,.0f} tokens/s.\n"
     )
     print(
         "| method | tokens/s (slowest - fastest) | ours is faster by | share of the roof | memory added, MiB | nll |"
@@ -116,8 +158,8 @@ def main():
             f"{row['share_of_roof']:.2f} | {row['peak_memory_added_mib']:,.0f} | {row['nll_per_token']:.4f} |"
         )
     if args.output:
-        figures = {"methods": rows, "roof_tokens_per_second": roof, "num_texts": len(texts), "num_tokens": num_tokens}
-        Path(args.output).write_text(json.dumps(figures | {"options": vars(args)}, indent=2) + "\n", encoding="utf-8")
+        figures = {"methods": rows, "roof_tokens_per_second": roof, "runs": runs, "options": vars(args)}
+        Path(args.output).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def read_texts(args):
@@ -132,10 +174,6 @@ def read_texts(args):
 
         texts = [term.definition for term in read_terms().values()]
     return random.Random(0).sample(texts, min(args.num_texts, len(texts)))
-
-
-def encode(tokenizer, texts):
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def plain(model, ids):
@@ -167,21 +205,17 @@ def like_evaluate(model, ids, batch_size=16):
     return total
 
 
-def lm_eval_methods(model, tokenizer, texts, batch_sizes):
-    """Those of lm-evaluation-harness, by its own public classes; none where it is not installed."""
+def lm_eval(model, tokenizer, texts, batch_size):
+    """That of lm-evaluation-harness, by its own public classes; None where it is not installed."""
     try:
         from lm_eval.api.instance import Instance
         from lm_eval.models.huggingface import HFLM
     except ImportError:
         print("lm-eval is left out: it is not installed.")
-        return {}
+        return None
     requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
-
-    def run(batch_size):
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        return -sum(lm.loglikelihood_rolling(requests, disable_tqdm=True))
-
-    return {f"lm-eval, batch size {size}": lambda size=size: run(size) for size in batch_sizes}
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    return lambda: -sum(lm.loglikelihood_rolling(requests, disable_tqdm=True))
 
 
 def gemm_rate(model):
@@ -199,7 +233,7 @@ def gemm_rate(model):
 
 
 class Peak:
-    """The most resident memory beyond what there was at the start, bytes; looked at every 5 ms."""
+    """The most resident memory beyond what there was at the start, bytes; looked at every 20 ms."""
 
     def __enter__(self):
         self.before, self.added, self.done = resident(), 0, threading.Event()
@@ -208,7 +242,7 @@ class Peak:
         return self
 
     def watch(self):
-        while not self.done.wait(0.005):
+        while not self.done.wait(0.02):
             self.added = max(self.added, resident() - self.before)
 
     def __exit__(self, *error):
@@ -224,4 +258,6 @@ if __name__ == "__main__":
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
+    from offline_model import offline_model
+
     main()
