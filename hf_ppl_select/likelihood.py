@@ -8,6 +8,7 @@ instead, which is faster there. The LM head then runs on tiles of scored positio
 from __future__ import annotations
 
 import logging
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -67,6 +68,9 @@ class LikelihoodEngine:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.head = TiledHead(self.causal_lm, autocast_dtype)
+        config = self.causal_lm.config.get_text_config()
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        self.window = min((window for window in windows if window), default=math.inf)
         self.num_workers = num_workers(self.causal_lm)
         self.compiled = False
         self.tiled_head: bool | None = None  # both decided at the first call
@@ -239,9 +243,7 @@ class LikelihoodEngine:
 
     def _packs(self, longest: int) -> bool:
         """Packed attention knows no sliding window and no chunks: only texts that fit into one are packed."""
-        config = self.causal_lm.config.get_text_config()
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        return bool(self.packs) and all(window is None or longest <= window for window in windows)
+        return bool(self.packs) and longest <= self.window
 
     def _packing_pays(self) -> bool:
         """Measured: 1.3 times the speed in bfloat16 on a CPU that multiplies it, none in float32."""
@@ -279,8 +281,7 @@ class LikelihoodEngine:
         if getattr(self.causal_lm, "_is_stateful", False):
             return False
         vocabulary = self.causal_lm.get_input_embeddings().weight.shape[0]
-        config = self.causal_lm.config.get_text_config()
-        window = min(getattr(config, name, None) or 40 for name in ("sliding_window", "attention_chunk_size"))
+        window = min(self.window, 40)
         ids = np.random.default_rng(0).integers(vocabulary, size=window + window // 2)
         texts = [self._to_device(text[None]) for text in (ids[:window], ids[window:])]
         layout = PackedLayout([text.shape[1] for text in texts], self.device)

@@ -78,7 +78,7 @@ def repeated_blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next tensor: 1.2 to 1.4 times the speed of a small model on a CPU.
+    """Have glibc keep freed memory for the next tensor: up to 1.4 times the speed of a small model on a CPU.
 
     It returns freed blocks to the system at once, whose pages then cost a fault each to get back, until it has seen a
     block of their size freed (M_MMAP_THRESHOLD in mallopt(3)). 32 MiB is the most that it learns from; from then on it

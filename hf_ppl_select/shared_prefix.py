@@ -46,10 +46,8 @@ class SharedPrefixScorer:
     def __init__(self, engine: LikelihoodEngine, *, branching: bool | None = None) -> None:
         self.engine = engine
         self.branching = branching
+        self.window = engine.window  # a mask of our own replaces the model's, so such rows must fit into it
         config = engine.causal_lm.config.get_text_config()
-        # A mask of our own replaces the model's sliding window, so such rows must fit into it.
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        self.window = min((window for window in windows if window), default=None)
         names = ("n_positions", "max_position_embeddings", "n_ctx")
         self.positions = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
 
@@ -107,7 +105,7 @@ class SharedPrefixScorer:
         branches = shared < len(row.path)
         if not branches and not row.branches:
             return True  # it only continues the last one
-        fits = self.window is None or max(row.longest, fed) <= self.window
+        fits = max(row.longest, fed) <= self.window
         size = len(row.tokens) + fed - shared
         return branching and fits and 2 * shared >= fed and size <= max(ROW_TOKENS, 2 * fed)
 
@@ -153,7 +151,7 @@ class SharedPrefixScorer:
             yield batch
 
     def _packs(self, row: TokenTree) -> bool:
-        return self.engine.packs and (self.window is None or row.longest <= self.window)
+        return bool(self.engine.packs) and row.longest <= self.window
 
     def _batch_losses(self, rows: list[TokenTree]) -> list[torch.Tensor]:
         """-log p of each target of the rows, in their order, on the device; halves what memory does not hold."""
@@ -225,7 +223,7 @@ class SharedPrefixScorer:
             logger.info("%s uses %s attention: scoring without shared prefixes.", name, self._attention() or "its own")
             return False
         vocabulary = self.engine.causal_lm.get_input_embeddings().weight.shape[0]
-        longest = min(64, self.window or 64, self.positions or 64)
+        longest = int(min(64, self.window, self.positions or 64))
         shared = max(1, 3 * longest // 8)
         draw = np.random.default_rng(0).integers(vocabulary, size=(3, longest))
         draw[1:, :shared] = draw[0, :shared]
