@@ -42,9 +42,9 @@ class LikelihoodEngine:
 
     Args:
         model: any `AutoModelForCausalLM`, also wrapped by PEFT or in training; calls put it in eval mode and back.
-        max_batch_tokens: tokens in one forward pass, with padding; default: 1,024 on CPU, what half of the free memory
-            holds on a GPU. Only speed and memory depend on it. Where memory runs out, it is halved, and the pass done
-            again.
+        max_batch_tokens: tokens in one forward pass, with padding; default: 1,024 on a CPU, where up to four passes
+            run side by side; what half of the free memory holds on a GPU. Only speed and memory depend on it. Where
+            memory runs out, it is halved, and the pass done again.
         autocast_dtype: run the body under autocast in this dtype, e.g. `torch.bfloat16` for float32 training weights.
     """
 
@@ -77,7 +77,7 @@ class LikelihoodEngine:
         self.packs: bool | None = None
 
     def compile(self) -> None:
-        """Compile the model's layers: a quarter of a minute once, then a tenth less time on a CPU.
+        """Compile the model's layers: a quarter of a minute once, then a twentieth less time on a CPU.
 
         The layers are alike, so one is compiled for all, for any number of tokens. Models that are not compiled right
         stay as they are.

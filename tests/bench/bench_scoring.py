@@ -8,7 +8,7 @@ python tests/bench/bench_scoring.py --model HuggingFaceTB/SmolLM2-135M --output 
 - plain: `model(input_ids, labels=input_ids)`, one text at a time, which is what most people write;
 - evaluate: the algorithm of the `perplexity` measurement of `evaluate`: padded batches of 16 in the given order, a
   mask, full logits, cross-entropy without reduction;
-- lm-eval: `loglikelihood_rolling` of lm-evaluation-harness, if it is installed; on a CPU batch size 1 is its fastest;
+- lm-eval: `loglikelihood_rolling` of lm-evaluation-harness, if it is installed, at some batch sizes;
 - ours: `PerplexityScorer`, with tokenization, as `dataset.map` calls it;
 - chunks: the same on chunks of 256 tokens, which is what a corpus is cut into;
 - compiled chunks: with compiled layers; compiling them is not timed.
@@ -25,6 +25,7 @@ import multiprocessing
 import statistics
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -56,8 +57,8 @@ def main():
         for name in methods:
             if step and name == "evaluate":
                 continue
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                run = pool.apply(measure, (name, args))
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                run = pool.submit(measure, name, args).result()
             if run is not None:
                 runs[name].append(run)
                 print(f"round {step + 1}: {name} {run['num_tokens'] / run['seconds']:,.0f} tokens/s", flush=True)
