@@ -63,7 +63,7 @@ def side_by_side(
         return
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(workers, "batch", torch.set_num_threads, (threads // workers,)) as pool:
+        with ThreadPoolExecutor(workers, "batch", torch.set_num_threads, (max(1, threads // workers),)) as pool:
             futures = [pool.submit(function, item) for item in items]
             try:
                 for item, future in zip(items, futures):

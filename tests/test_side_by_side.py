@@ -42,6 +42,8 @@ def test_results_come_in_order_by_threads_that_share_torchs_own(four_threads):
     assert len(seen) == 2 and set.union(*seen.values()) == {2}
     assert torch.get_num_threads() == 4
     assert list(side_by_side(square, [], 2)) == []
+    torch.set_num_threads(1)  # fewer than when the workers were counted
+    assert list(side_by_side(square, range(5), 4)) == [(i, i * i) for i in range(5)]
 
 
 def test_one_worker_is_a_call_ahead_in_the_same_thread():
