@@ -11,7 +11,7 @@ import logging
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,8 +128,9 @@ class LikelihoodEngine:
             for packs in (False, True):
                 batches = self._batches([i for i in todo if self._packs(len(sequences[i])) == packs], sequences, packs)
                 workers = self.num_workers if len(batches) > 1 or self.compiled else 1
-                with attends_packed(self.causal_lm) if packs and batches else nullcontext():
-                    for batch, (rows, losses) in side_by_side(launch, batches, workers):
+                attention = attends_packed(self.causal_lm) if packs and batches else nullcontext()
+                with attention, closing(side_by_side(launch, batches, workers)) as results:
+                    for batch, (rows, losses) in results:
                         weights = losses.double().cpu().numpy()
                         totals[batch] = np.bincount(rows, weights=weights, minlength=len(batch))
                         if progress is not None:
