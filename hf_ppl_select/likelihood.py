@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["LikelihoodEngine", "default_device", "load_model"]
 
+PADDING_SHARE = 32  # of a full batch's tokens: so much padding costs about what a forward pass costs beside its tokens
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of a self-check, as a share of the largest; else 1e-2
 
 
@@ -171,8 +172,8 @@ class LikelihoodEngine:
     def _batches(self, indices: list[int], sequences: Sequence[Sequence[int]], packs: bool) -> list[list[int]]:
         """Indices of the sequences of each batch, longest first: memory peaks at the start and not hours later.
 
-        Padded batches take sequences of like length; a packed row is filled up with the longest that fits. Each worker
-        gets as many batches.
+        Padded batches take sequences of like length, and end where padding would cost more than another forward pass.
+        A packed row is filled up with the longest that fits. Each worker gets as many batches.
         """
         todo = sorted(indices, key=lambda i: -len(sequences[i]))
         falling = [-len(sequences[i]) for i in todo]
@@ -189,7 +190,12 @@ class LikelihoodEngine:
                     batch.append(todo.pop(at))
                     room += falling.pop(at)
             else:
-                more = max(1, most // longest) - 1
+                more = padding = 0
+                while more < len(todo) and (more + 2) * longest <= most:
+                    padding += longest + falling[more]
+                    if padding > most // PADDING_SHARE:
+                        break
+                    more += 1
                 batch += todo[:more]
                 del todo[:more], falling[:more]
             batches.append(batch)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .likelihood import PADDING_SHARE
 from .packed_attention import packed
 from .token_tree import TokenTree, TreeLayout
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROW_TOKENS = 1024  # a tree may grow so long; attention over a row costs its length squared
-PADDING_SHARE = 32  # of a full batch's tokens: so much padding costs about what a forward pass costs beside its tokens
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 TOLERANCE = {torch.float32: 2e-3}  # nats per token, between the tree and plain scoring; other dtypes: 0.1
 

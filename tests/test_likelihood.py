@@ -110,6 +110,21 @@ def test_every_architecture_gives_its_own_loss_without_full_logits(name, sequenc
     assert nll[7] == 0.0  # one token: nothing to score
 
 
+@pytest.mark.parametrize("max_batch_tokens", [64, 1024, 65536])
+def test_padded_batches_are_full_and_hold_little_padding(max_batch_tokens):
+    engine = LikelihoodEngine(make_model("LlamaConfig", SMALL), max_batch_tokens=max_batch_tokens)
+    lengths = np.random.default_rng(0).lognormal(5, 1, 1000).astype(int) + 1
+    sequences = [range(length) for length in lengths]
+    batches = engine._batches(list(range(1000)), sequences, False)
+    assert sorted(sum(batches, [])) == list(range(1000))
+    for batch in batches:
+        size = len(batch) * max(lengths[batch])
+        assert len(batch) == 1 or size <= max_batch_tokens
+        assert size - sum(lengths[batch]) <= max_batch_tokens // 32
+    equal = engine._batches(list(range(1000)), [range(32)] * 1000, False)
+    assert len(equal) == -(-1000 // (max_batch_tokens // 32))
+
+
 @pytest.fixture
 def packing(monkeypatch):
     """Pack also in float32, where exactness shows."""
@@ -180,6 +195,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(sequences, monkeypatch, capl
     model = make_model("LlamaConfig", SMALL)
     expected = plain_nll(model, sequences)
     engine = LikelihoodEngine(model, max_batch_tokens=200)
+    sequences, expected = sequences * 3, np.tile(expected, 3)  # batches of equals: padding does not end them
     run, failed = LikelihoodEngine.outputs, []
 
     def small_memory(self, input_ids, **inputs):
@@ -201,7 +217,7 @@ MEMORY_OF_LONG_TEXTS = """
 import resource, torch, transformers
 from hf_ppl_select.likelihood import LikelihoodEngine
 
-torch.set_num_threads(1)
+torch.set_num_threads(4)  # texts are scored side by side
 config = transformers.LlamaConfig(
     vocab_size=262_144, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
     max_position_embeddings=8192,
@@ -211,7 +227,8 @@ engine = LikelihoodEngine(model)
 engine.nll([[5, 6]], [[1]])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for length in (4096, 700):
-    engine.nll([[i % 1000 for i in range(length)]] * 2, [range(1, length)] * 2)
+    engine.nll([[i % 1000 for i in range(length)]] * 4, [range(1, length)] * 4)
+assert engine.num_workers == 4
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 """
 
