@@ -20,7 +20,7 @@ import torch
 from .lm_head import TiledHead, losses_of_logits
 from .model_loading import default_batch_tokens, default_device, keep_freed_memory, load_model, repeated_blocks
 from .packed_attention import PackedLayout, attends_packed, packed
-from .side_by_side import LEAST_TOKENS, num_workers, side_by_side
+from .side_by_side import LEAST_TOKENS, MOST_WORKERS, num_workers, side_by_side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -173,14 +173,14 @@ class LikelihoodEngine:
         """Indices of the sequences of each batch, longest first: memory peaks at the start and not hours later.
 
         Padded batches take sequences of like length, and end where padding would cost more than another forward pass.
-        A packed row is filled up with the longest that fits. Each worker gets as many batches.
+        A packed row is filled up with the longest that fits.
         """
         todo = sorted(indices, key=lambda i: -len(sequences[i]))
         falling = [-len(sequences[i]) for i in todo]
         total, most = -sum(falling), self.max_batch_tokens
-        rounds = -(-total // (most * self.num_workers))
-        if self.num_workers > 1 and rounds:
-            most = min(most, max(-(-total // (rounds * self.num_workers)), LEAST_TOKENS))
+        if self.device.type == "cpu" and total:  # as many for each worker, but the same batches for any number of them
+            rounds = -(-total // (most * MOST_WORKERS))
+            most = min(most, max(-(-total // (rounds * MOST_WORKERS)), LEAST_TOKENS))
         batches = []
         while todo:
             batch, longest = [todo.pop(0)], -falling.pop(0)
