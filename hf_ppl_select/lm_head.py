@@ -7,13 +7,18 @@ log-softmax in slices of a tile small enough for a CPU's cache.
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 # Logits of one product, in the weights' dtype: on a CPU 256 tokens of a vocabulary of 49k, 25 MB in bfloat16.
 TILE_ELEMENTS = {"cpu": 3 * 2**22, "other": 2**28}
@@ -36,8 +41,12 @@ class TiledHead:
         self.causal_lm = causal_lm
         self.autocast_dtype = autocast_dtype
         self.scale, self.softcap = _logit_transform(causal_lm.config.get_text_config())
-        where = "cpu" if causal_lm.get_input_embeddings().weight.device.type == "cpu" else "other"
+        device = causal_lm.get_input_embeddings().weight.device
+        where = "cpu" if device.type == "cpu" else "other"
         self.tile_elements, self.slice_elements = TILE_ELEMENTS[where], SLICE_ELEMENTS[where]
+        self.kernel = one_pass_kernel() if device.type == "cuda" else None
+        if self.kernel is not None:
+            self.slice_elements = self.tile_elements
         self._local = threading.local()  # a buffer for each thread that scores
 
     @staticmethod
@@ -70,13 +79,21 @@ class TiledHead:
             target_logit = (tile.float() * weight[target].float()).sum(-1)
             if bias is not None:
                 target_logit += bias[target].float()
-            normalizers = []
-            for logits, at in zip(tile_logits.split(slice_rows), target[:, None].split(slice_rows)):
-                logits = self._transform(logits)
-                log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-                normalizers.append((logits.gather(-1, at).float() - log_probs.gather(-1, at))[:, 0])
+            normalizers = [
+                self._normalizer(self._transform(logits), at)
+                for logits, at in zip(tile_logits.split(slice_rows), target.split(slice_rows))
+            ]
             losses.append(torch.cat(normalizers) - self._transform(target_logit))
         return torch.cat(losses)
+
+    def _normalizer(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """log Σ exp of the logits `[n, vocabulary]`, float32 `[n]`, by way of the log probability of any token."""
+        if self.kernel is not None:
+            with torch.cuda.device(logits.device):  # Triton launches on the current one
+                log_probs, _ = self.kernel(logits, targets)
+        else:
+            log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32).gather(-1, targets[:, None])[:, 0]
+        return logits.gather(-1, targets[:, None])[:, 0].float() - log_probs
 
     def _product(self, tile: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, rows: int) -> torch.Tensor:
         """`tile @ weight.T + bias`, in a buffer that the next product overwrites: fresh pages cost time."""
@@ -93,6 +110,24 @@ class TiledHead:
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+
+@cache
+def one_pass_kernel() -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+    """trl's Triton kernel, which reads logits once; None where there is none, or where it cannot be compiled."""
+    try:
+        from trl.kernels import selective_log_softmax_and_entropy as kernel
+    except ImportError:
+        return None
+    logits = torch.linspace(-9, 9, 3000, device="cuda").bfloat16().view(2, 1500)
+    targets = torch.tensor([0, 1499], device="cuda")
+    expected = torch.log_softmax(logits, dim=-1, dtype=torch.float32).gather(-1, targets[:, None])[:, 0]
+    try:
+        found, _ = kernel(logits, targets)
+    except Exception as error:  # Triton has no common class for a missing compiler, driver or header
+        logger.warning("Triton does not run here (%s): the LM head is slower without.", error)
+        return None
+    return kernel if torch.allclose(found, expected, atol=1e-3) else None
 
 
 def losses_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

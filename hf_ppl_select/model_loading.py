@@ -9,10 +9,18 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+GPU_BATCH_TOKENS = 32768  # measured: more do not make a pass faster, and take memory
+
 
 def default_device() -> torch.device:
     """CUDA if there is one, else CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Copy from the CPU; to a GPU without waiting for what it works at, which pageable memory would."""
+    gpu = torch.device(device).type == "cuda"
+    return tensor.pin_memory().to(device, non_blocking=True) if gpu else tensor.to(device)
 
 
 def load_model(
@@ -54,7 +62,8 @@ def load_model(
 
 
 def default_batch_tokens(model: PreTrainedModel, device: torch.device) -> int:
-    """Tokens in one forward pass: 1,024 on a CPU, whose caches they fit; on a GPU what half of its free memory holds.
+    """Tokens in one forward pass: 1,024 on a CPU, whose caches they fit; on a GPU what half of its free memory holds,
+    at most 32,768, beyond which a pass gains nothing.
 
     A token takes about 16 vectors of the hidden size, 4 of the MLP's, in the model's dtype, while a layer works on it.
     """
@@ -64,7 +73,7 @@ def default_batch_tokens(model: PreTrainedModel, device: torch.device) -> int:
     hidden = config.hidden_size
     width = 16 * hidden + 4 * (getattr(config, "intermediate_size", None) or 4 * hidden)
     free, _ = torch.cuda.mem_get_info(device)
-    return int(min(max(free // 2 // (width * model.dtype.itemsize), 1024), 65536))
+    return int(min(max(free // 2 // (width * model.dtype.itemsize), 1024), GPU_BATCH_TOKENS))
 
 
 def repeated_blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
@@ -75,6 +84,22 @@ def repeated_blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
         if isinstance(module, torch.nn.ModuleList) and len({type(block) for block in module}) == 1
     ]
     return max(lists, key=len, default=[])
+
+
+def mixes_beside_attention(model: PreTrainedModel) -> bool:
+    """Whether tokens see their neighbours otherwise than through attention: convolutions, recurrent layers."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    attention = {"full_attention", "sliding_attention", "chunked_attention"}
+    return not attention.issuperset(kinds) or any(
+        isinstance(m, torch.nn.Conv1d | torch.nn.RNNBase) for m in model.modules()
+    )
+
+
+def has_experts(model: PreTrainedModel) -> bool:
+    """Whether the model is a mixture of experts."""
+    config = model.config.get_text_config()
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any((getattr(config, name, None) or 0) > 1 for name in names)
 
 
 def keep_freed_memory() -> None:

@@ -3,17 +3,22 @@
 A causal attention of length n needs n² / 2 scores. torch's CPU kernel computes nearly all n² of a short text, at 3 ns
 each where the bfloat16 product itself takes 0.6. Here queries go in tiles of 128, each against the keys from the first
 token of its oldest sequence to its own last: a softmax between two matrix products, the heads of a key side by side.
+On a GPU torch's own attention of variable length does it.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+
+from .model_loading import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,25 +33,31 @@ class PackedLayout:
     Attributes:
         position_ids: `[1, sum(lengths)]`, from 0 in each sequence.
         starts: the first position of each sequence, a list.
+        bounds: `[len(lengths) + 1]`, int32, where each sequence starts, and the last one ends.
         longest: the largest length.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
-        sizes = torch.tensor(lengths, device=device)
+        sizes = torch.tensor(lengths)
         ends = sizes.cumsum(0)
         self.longest = max(lengths)
         self.starts = (ends - sizes).tolist()
-        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=device), sizes)
-        start = (ends - sizes)[sequence]  # of each token's sequence
-        index = torch.arange(len(sequence), device=device)
-        self.position_ids = (index - start)[None]
-        self._tiles = []
-        for first in range(0, len(sequence), TILE):
-            query = slice(first, min(first + TILE, len(sequence)))
+        self.bounds = to_device(torch.tensor([*self.starts, int(ends[-1])], dtype=torch.int32), device)
+        self._start = torch.repeat_interleave(ends - sizes, sizes)  # of each token's sequence
+        self.position_ids = to_device((torch.arange(len(self._start)) - self._start)[None], device)
+        self._biases: dict[tuple[torch.dtype, int], list[torch.Tensor]] = {}
+
+    @cached_property
+    def _tiles(self) -> list[tuple[slice, slice, torch.Tensor]]:
+        """Queries, keys, and which of them are hidden `[queries, keys]`."""
+        start, index = self._start, torch.arange(len(self._start))
+        tiles = []
+        for first in range(0, len(start), TILE):
+            query = slice(first, min(first + TILE, len(start)))
             key = slice(int(start[first]), query.stop)
             hidden = (index[key] > index[query, None]) | (index[key] < start[query, None])
-            self._tiles.append((query, key, hidden))
-        self._biases: dict[tuple[torch.dtype, int], list[torch.Tensor]] = {}
+            tiles.append((query, key, hidden.to(self.position_ids.device)))
+        return tiles
 
     def tiles(self, dtype: torch.dtype, groups: int) -> Iterator[tuple[slice, slice, torch.Tensor]]:
         """Queries, keys, and what to add to their scores: `[groups * queries, keys]`, 0 or -inf; made once per row."""
@@ -109,6 +120,8 @@ def _packed_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
     layout = _layout.get()
     if layout is None or query.shape[2] != layout.position_ids.shape[1]:
         raise NotImplementedError("packed attention takes the rows of a layout only.")
+    if query.is_cuda:
+        return _on_gpu(query, key, value, scaling, layout)
     _, heads, num_tokens, width = query.shape
     key_heads, value_width = key.shape[1], value.shape[-1]
     groups = heads // key_heads
@@ -123,6 +136,47 @@ def _packed_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
         mixed = torch.bmm(torch.softmax(scores, -1), value[:, seen])
         out[at] = mixed.view(key_heads, groups, size, value_width).permute(2, 0, 1, 3)
     return out.view(1, num_tokens, heads, value_width)
+
+
+def _on_gpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, layout: PackedLayout
+) -> torch.Tensor:
+    """Texts of one length are a batch, for which torch has its fastest attention; others go by their bounds."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    _, heads, num_tokens, width = query.shape
+    if width != value.shape[-1] or width % 8 or width > 256 or type(layout) is not PackedLayout:
+        raise NotImplementedError("attention of variable length takes heads of one size, a multiple of 8 up to 256.")
+    grouped = heads != key.shape[1]
+    if layout.longest * len(layout.starts) == num_tokens:
+        batch = [
+            states.view(states.shape[1], len(layout.starts), layout.longest, width).transpose(0, 1)
+            for states in (query, key, value)
+        ]
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *batch, is_causal=True, scale=scaling, enable_gqa=grouped
+        )
+        return out.transpose(1, 2).reshape(1, num_tokens, heads, width)
+    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}
+    if grouped and "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        options["enable_gqa"] = True  # older releases take fewer key heads as they are
+    longest, bounds = layout.longest, layout.bounds
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [tokens, heads, d]
+    return varlen_attn(query, key, value, bounds, bounds, longest, longest, **options).contiguous()[None]
+
+
+def packs_on_gpu(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has attention of variable length that is causal there: from 2.11 on, in 16 bits, since Ampere."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return (
+        "window_size" in inspect.signature(varlen_attn).parameters
+        and dtype in (torch.bfloat16, torch.float16)
+        and torch.version.cuda is not None
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 @_packed_attention.register_fake
@@ -145,6 +199,8 @@ def _attend(
     if attention_mask is not None or more:
         raise NotImplementedError(f"packed attention knows no mask and no {', '.join(more) or 'other shapes'}.")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # as torch's own attention under autocast
+        query, key, value = (states.to(torch.get_autocast_dtype("cuda")) for states in (query, key, value))
     return _packed_attention(query, key, value, scaling), None
 
 

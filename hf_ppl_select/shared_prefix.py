@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .likelihood import PADDING_SHARE
+from .batching import PADDING_SHARE
+from .model_loading import mixes_beside_attention, to_device
 from .packed_attention import packed
 from .token_tree import TokenTree, TreeLayout
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROW_TOKENS = 1024  # a tree may grow so long; attention over a row costs its length squared
-_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 TOLERANCE = {torch.float32: 2e-3}  # nats per token, between the tree and plain scoring; other dtypes: 0.1
 
 
@@ -151,7 +151,7 @@ class SharedPrefixScorer:
             yield batch
 
     def _packs(self, row: TokenTree) -> bool:
-        return bool(self.engine.packs) and row.longest <= self.window
+        return self.engine.packs_trees and row.longest <= self.window
 
     def _batch_losses(self, rows: list[TokenTree]) -> list[torch.Tensor]:
         """-log p of each target of the rows, in their order, on the device; halves what memory does not hold."""
@@ -196,7 +196,7 @@ class SharedPrefixScorer:
         return outputs, np.concatenate([np.asarray(row.nodes) + i * width for i, row in enumerate(rows)])
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.engine.device)
+        return to_device(torch.from_numpy(values), self.engine.device)
 
     def _mask(self, ends: torch.Tensor) -> torch.Tensor:
         """Node i sees node j where j is i or an ancestor of it: j <= i < ends[j]. Shape `[batch, 1, i, j]`."""
@@ -215,8 +215,7 @@ class SharedPrefixScorer:
     def _branching_agrees(self) -> bool:
         """Whether a small tree gives what its sequences give one by one."""
         name = type(self.engine.causal_lm).__name__
-        kinds = getattr(self.engine.causal_lm.config.get_text_config(), "layer_types", None) or ()
-        if getattr(self.engine.causal_lm, "_is_stateful", False) or not _ATTENTION.issuperset(kinds):
+        if getattr(self.engine.causal_lm, "_is_stateful", False) or mixes_beside_attention(self.engine.causal_lm):
             logger.info("%s carries a state from token to token: scoring without shared prefixes.", name)
             return False
         if self._attention() not in ("sdpa", "eager"):

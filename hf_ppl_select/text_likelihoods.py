@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,16 +20,18 @@ if TYPE_CHECKING:
     from .likelihood import LikelihoodEngine
 
 
-COMPILING_PAYS = 2**20  # tokens: compiled layers have then saved twice what compiling them took
+# Tokens: compiled layers have then saved more than what compiling them took
+COMPILING_PAYS = {"cpu": 2**20, "cuda": 2**22}
 
 
 def compiling_pays(num_tokens: int) -> bool:
-    """Whether to compile a model with so many tokens to score: on a CPU, with a C++ compiler, if it is worth it."""
+    """Whether to compile a model with so many tokens to score: if it is worth it, and there is a compiler."""
     import torch
 
-    compilers = (os.environ.get("CXX"), "g++", "clang++")
-    can = not torch.cuda.is_available() and any(name and shutil.which(name) for name in compilers)
-    return can and num_tokens >= COMPILING_PAYS
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = (os.environ.get("CC"), "gcc", "clang") if device == "cuda" else (os.environ.get("CXX"), "g++", "clang++")
+    can = any(name and shutil.which(name) for name in names) and (device == "cpu" or find_spec("triton") is not None)
+    return can and num_tokens >= COMPILING_PAYS[device]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -66,6 +67,11 @@ class TreeLayout(PackedLayout):
     def __init__(self, rows: Sequence[TokenTree], device: torch.device) -> None:
         super().__init__([len(row.tokens) for row in rows], device)
         self.position_ids = torch.tensor([depth for row in rows for depth in row.depths], device=device)[None]
-        ends = torch.tensor([at + end for row, at in zip(rows, self.starts) for end in row.ends], device=device)
-        places = torch.arange(len(ends), device=device)
-        self._tiles = [(query, key, hidden | (places[query, None] >= ends[key])) for query, key, hidden in self._tiles]
+        self._ends = torch.tensor([at + end for row, at in zip(rows, self.starts) for end in row.ends], device=device)
+
+    @cached_property
+    def _tiles(self) -> list[tuple[slice, slice, torch.Tensor]]:
+        places = torch.arange(len(self._ends), device=self._ends.device)
+        return [
+            (query, key, hidden | (places[query, None] >= self._ends[key])) for query, key, hidden in super()._tiles
+        ]

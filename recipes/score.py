@@ -57,7 +57,7 @@ class ScoreArguments:
     )
     compile: str = field(
         default="auto",
-        metadata={"help": "Compile the model's layers: true, false; auto does for a long corpus on CPU."},
+        metadata={"help": "Compile the model's layers: true, false; auto does for a long corpus."},
     )
     max_batch_tokens: int | None = field(default=None, metadata={"help": "Padded tokens in one forward pass."})
     shard_size: int = field(default=1000, metadata={"help": "Chunks in a shard: what a kill can lose."})

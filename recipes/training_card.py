@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_ppl_select import __version__
+
 if TYPE_CHECKING:
     from transformers import TrainerState
     from trl import SFTConfig
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 _TEMPLATE = Path(__file__).with_name("training_card_template.md")
 _RECIPES = {"cpt": "Continual pre-training", "sft": "Supervised fine-tuning"}
 _METRICS = {"loss": "nats per token", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
-_LIBRARIES = ("hf-ppl-select", "trl", "transformers", "datasets", "torch")
+_LIBRARIES = ("trl", "transformers", "datasets", "torch")
 
 
 def training_card(
@@ -69,7 +71,7 @@ def training_card(
         results_note="Losses of held-out text, in nats per token; `change` is against the model before training. They "
         "are those of one training run: another seed gives others.",
         code=_code(args.hub_model_id or args.output_dir, base, is_adapter),
-        versions=" · ".join(f"{library} {version(library)}" for library in _LIBRARIES),
+        versions=" · ".join([f"hf-ppl-select {__version__}", *(f"{name} {version(name)}" for name in _LIBRARIES)]),
     )
 
 

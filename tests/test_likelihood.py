@@ -181,6 +181,74 @@ def test_a_model_that_sees_its_neighbours_in_a_row_is_not_packed(sequences, pack
             assert engine.packs is False
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_short_convolution_is_never_packed(dtype, packing):
+    """It mixes neighbours outside attention, too little for a comparison of losses in bfloat16 to tell."""
+    settings = SMALL | {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
+    model = make_model("Lfm2Config", settings)
+    with torch.no_grad():
+        model.model.layers[0].conv.conv.weight.normal_(0, 0.5)
+    model.to(dtype)
+    texts = [np.random.default_rng(i).integers(0, VOCAB, length).tolist() for i, length in enumerate((3, 6, 2, 9, 2))]
+    engine = LikelihoodEngine(model)
+    np.testing.assert_allclose(engine.nll(texts, all_but_first(texts)), plain_nll(model, texts), rtol=0.02)
+    assert engine.packs is False
+
+
+class ShiftingLlama(transformers.LlamaForCausalLM):
+    """Each token also sees a little of the one before it, in whatever row they are."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.embed_tokens.register_forward_hook(lambda *args: args[2] + 0.01 * args[2].roll(1, dims=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_least_look_at_a_neighbour_in_a_row_is_seen(dtype, packing):
+    torch.manual_seed(0)
+    settings = transformers.LlamaConfig(**SMALL, initializer_range=0.3)
+    for model_class, packs in ((transformers.LlamaForCausalLM, True), (ShiftingLlama, False)):
+        engine = LikelihoodEngine(model_class(settings).eval().to(dtype))
+        engine.nll([[1, 2]], [[1]])
+        assert engine.packs is packs
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_texts_of_one_length_attend_on_a_gpu_as_in_tiles(key_heads):
+    """The kernels differ, but what they are given can be checked here; tests/bench/bench_gpu.py does the rest."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 150, heads, 16).transpose(1, 2) for heads in (4, key_heads, key_heads))
+    layout = PackedLayout([30] * 5)
+    token = packed_attention._layout.set(layout)
+    try:
+        expected = packed_attention._packed_attention(query, key, value, 0.3)
+    finally:
+        packed_attention._layout.reset(token)
+    torch.testing.assert_close(packed_attention._on_gpu(query, key, value, 0.3, layout), expected)
+
+
+def test_layers_that_do_not_compile_right_are_left_as_they_are(sequences, monkeypatch, caplog):
+    model = make_model("LlamaConfig", SMALL)
+    expected = plain_nll(model, sequences)
+
+    def wrong(block, **options):
+        block._compiled_call_impl = lambda hidden, *args, **kwargs: 0.5 * hidden
+
+    def failing(block, **options):
+        def fail(*args, **kwargs):
+            raise torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no compiler here"), None)
+
+        block._compiled_call_impl = fail
+
+    for compile, why in ((wrong, "other numbers"), (failing, "no compiler here")):
+        monkeypatch.setattr(nn.Module, "compile", compile)
+        engine = LikelihoodEngine(model)
+        with caplog.at_level(logging.WARNING):
+            engine.compile()
+        assert not engine.compiled and why in caplog.text
+        np.testing.assert_allclose(engine.nll(sequences, all_but_first(sequences)), expected, rtol=1e-5)
+
+
 def test_texts_beyond_a_sliding_window_are_not_packed(sequences, packing, monkeypatch):
     layouts = []
     monkeypatch.setattr(likelihood, "PackedLayout", lambda *args: layouts.append(args[0]) or PackedLayout(*args))
@@ -243,7 +311,7 @@ def test_a_large_vocabulary_and_long_texts_take_little_memory(dtype):
 def test_batches_on_a_gpu_fit_into_its_free_memory(monkeypatch):
     model = make_model("LlamaConfig", SMALL)
     assert default_batch_tokens(model, torch.device("cpu")) == 1024
-    for free, tokens in ((2**20, 1024), (2**28, 2**27 // 4 // (16 * 32 + 4 * 48)), (2**40, 65536)):
+    for free, tokens in ((2**20, 1024), (2**26, 2**25 // 4 // (16 * 32 + 4 * 48)), (2**40, 32768)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
         assert default_batch_tokens(model, torch.device("cuda")) == tokens
 

@@ -321,7 +321,7 @@ def test_compiled_layers_give_the_same_numbers(tiny_model_dir, monkeypatch):
     layers = compiled._loaded[0].causal_lm.model.layers
     assert all(layer._compiled_call_impl is not None for layer in layers)
 
-    monkeypatch.setattr(text_likelihoods, "COMPILING_PAYS", 2000)
+    monkeypatch.setitem(text_likelihoods.COMPILING_PAYS, "cpu", 2000)
     monkeypatch.setattr("hf_ppl_select.likelihood.LikelihoodEngine._packing_pays", lambda self: True)
     auto = PerplexityScorer(tiny_model_dir, compile="auto")
     auto({"text": rows["text"][:5]})
