@@ -9,29 +9,29 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "PerplexityScorer": "perplexity",
-    "score_ppl": "perplexity",
-    "chunk_documents": "chunking",
-    "PerplexityLandscape": "landscape",
-    "ScalingLaw": "scaling_law",
-    "fit_scaling_law": "fitting",
-    "compare_scaling_laws": "fitting",
-    "PerplexitySelector": "selection",
-    "select_subset": "selection",
+    "PerplexityScorer": "scoring.perplexity",
+    "score_ppl": "scoring.perplexity",
+    "chunk_documents": "data.chunking",
+    "PerplexityLandscape": "landscape.landscape",
+    "ScalingLaw": "law.scaling_law",
+    "fit_scaling_law": "law.fit",
+    "compare_scaling_laws": "law.fit",
+    "PerplexitySelector": "selection.select",
+    "select_subset": "selection.select",
     "run_benchmarks": "benchmarks",
-    "push_subset_to_hub": "hub",
+    "push_subset_to_hub": "hub.push_subset",
 }
 __all__ = ["__version__", *_MODULE_OF]
 
 if TYPE_CHECKING:
     from .benchmarks import run_benchmarks
-    from .chunking import chunk_documents
-    from .fitting import compare_scaling_laws, fit_scaling_law
-    from .hub import push_subset_to_hub
-    from .landscape import PerplexityLandscape
-    from .perplexity import PerplexityScorer, score_ppl
-    from .scaling_law import ScalingLaw
-    from .selection import PerplexitySelector, select_subset
+    from .data.chunking import chunk_documents
+    from .hub.push_subset import push_subset_to_hub
+    from .landscape.landscape import PerplexityLandscape
+    from .law.fit import compare_scaling_laws, fit_scaling_law
+    from .law.scaling_law import ScalingLaw
+    from .scoring.perplexity import PerplexityScorer, score_ppl
+    from .selection.select import PerplexitySelector, select_subset
 
 
 def __getattr__(name: str) -> Any:

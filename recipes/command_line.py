@@ -58,7 +58,7 @@ def run(main: Callable[[], Any]) -> None:
         main()
     except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        ours = raised_in.parent.name in OUR_FOLDERS or raised_in.parent.parent.name in OUR_FOLDERS
+        ours = any(folder.name in OUR_FOLDERS for folder in list(raised_in.parents)[:3])
         if not ours and not isinstance(error, OSError):
             raise
         message = error.args[0] if isinstance(error, KeyError) else error

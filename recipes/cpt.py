@@ -34,7 +34,7 @@ Rows are packed into sequences of `max_length` tokens, and `bfd_split` drops no 
 
 from dataclasses import dataclass
 
-from training_run import TrainingRunArguments
+from training.run import TrainingRunArguments
 
 
 @dataclass
@@ -43,15 +43,15 @@ class CptArguments(TrainingRunArguments):
 
 
 def main(script_args, training_args, model_args):
-    from training_run import add_callbacks, check_options, finish_run, load_replay, select_on_the_way_in
+    from training.run import add_callbacks, check_options, finish_run, load_replay, select_on_the_way_in
 
     # What can be wrong is found before the model loads
     check_options(script_args, training_args, model_args)
 
     from trl import get_peft_config, get_quantization_config
 
-    from hf_ppl_select.sources import load_texts
-    from recipe_trainer import CardFacts, RecipeTrainer
+    from hf_ppl_select.data.load import load_texts
+    from training.trainer import CardFacts, RecipeTrainer
 
     # Load the text to train on and the text to measure on
     column = training_args.dataset_text_field

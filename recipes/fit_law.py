@@ -89,13 +89,13 @@ class FitLawArguments:
 def main(script_args, training_args, model_args):
     from datasets import disable_progress_bars
 
+    from fitting.law_report import best_landscape, plot_law, print_law, print_planning
+    from fitting.probe_runs import check_same_settings, collect_points, design_runs, format_comparison, train_probes
     from hf_ppl_select import PerplexityLandscape, compare_scaling_laws, fit_scaling_law
-    from hf_ppl_select.law_points import read_law_points
-    from hf_ppl_select.model_identity import resolve_revision
-    from hf_ppl_select.saving import save_json
-    from hf_ppl_select.sources import load_rows
-    from law_report import best_landscape, plot_law, print_law, print_planning
-    from probe_runs import check_same_settings, collect_points, design_runs, format_comparison, train_probes
+    from hf_ppl_select.data.load import load_rows
+    from hf_ppl_select.data.saving import save_json
+    from hf_ppl_select.law.points import read_law_points
+    from hf_ppl_select.likelihood.model_identity import resolve_revision
 
     folder = Path(training_args.output_dir)
     rows, landscape, corpus, plan = [], None, None, None

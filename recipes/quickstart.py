@@ -49,10 +49,10 @@ def main(args):
     import score
     import select_subset
     from command_line import parse_options
-    from hf_ppl_select.saving import load_json, save_json
-    from offline_model import offline_model
-    from quickstart_data import prepare_texts, training_precision
-    from quickstart_report import evaluate_model, write_report
+    from hf_ppl_select.data.saving import load_json, save_json
+    from quickstart_steps.data import prepare_texts, training_precision
+    from quickstart_steps.offline_model import offline_model
+    from quickstart_steps.report import evaluate_model, write_report
 
     started = time.monotonic()
     folder = Path(args.output_dir)

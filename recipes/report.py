@@ -28,11 +28,11 @@ class ReportArguments:
 
 
 def main(args):
-    from hf_ppl_select.saving import write_atomically
-    from report_plot import plot_differences
-    from report_tables import caveats, cost_table, differences_table, intervals_cover, paired_tests, values_table
-    from run_comparison import difference
-    from run_records import measures_of, read_groups
+    from comparing.plot import plot_differences
+    from comparing.run_comparison import difference
+    from comparing.run_records import measures_of, read_groups
+    from comparing.tables import caveats, cost_table, differences_table, intervals_cover, paired_tests, values_table
+    from hf_ppl_select.data.saving import write_atomically
 
     groups = read_groups(args.runs)
     baseline = args.baseline or ("random" if "random" in groups else next(name for name in groups if name != "base"))

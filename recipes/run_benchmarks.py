@@ -105,7 +105,7 @@ def main(options):
     if output == records:
         raise ValueError(f"output must not end in .parquet, since the records are saved under that name: {output}.")
 
-    from hf_ppl_select.likelihood import LikelihoodEngine, load_model
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
 
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     engine = LikelihoodEngine(model, max_batch_tokens=options.max_batch_tokens)

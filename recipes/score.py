@@ -81,11 +81,11 @@ def main(args):
     from transformers import AutoTokenizer
 
     from hf_ppl_select import PerplexityLandscape, chunk_documents
-    from hf_ppl_select.perplexity import SCORE_COLUMNS, PerplexityScorer
-    from hf_ppl_select.rows import columns_to_score
-    from hf_ppl_select.shards import ShardedOutput, hash_rows, launched_as
-    from hf_ppl_select.sources import load_rows
-    from hf_ppl_select.text_likelihoods import compiling_pays
+    from hf_ppl_select.data.load import load_rows
+    from hf_ppl_select.scoring.perplexity import SCORE_COLUMNS, PerplexityScorer
+    from hf_ppl_select.scoring.rows import columns_to_score
+    from hf_ppl_select.scoring.texts import compiling_pays
+    from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows, launched_as
 
     rank, num_processes, local_rank = launched_as()
     scorer = PerplexityScorer(
@@ -165,7 +165,7 @@ def main(args):
     landscape = PerplexityLandscape.from_values(*(column.to_numpy() for column in scored), model=scorer.model_name)
     output.publish()
     if find_spec("matplotlib"):
-        from hf_ppl_select.plots import plot_landscape
+        from hf_ppl_select.plots.plots import plot_landscape
 
         plot_landscape(landscape, path=output.folder / "landscape.png")
     landscape.save(output.folder / "landscape.json")

@@ -46,8 +46,8 @@ def main(args):
     from tempfile import TemporaryDirectory
 
     from hf_ppl_select import PerplexityScorer
-    from hf_ppl_select.shards import ShardedOutput
-    from hf_ppl_select.streaming import ParquetFiles
+    from hf_ppl_select.streaming.parquet_files import ParquetFiles
+    from hf_ppl_select.streaming.sharded_output import ShardedOutput
 
     try:
         import ray

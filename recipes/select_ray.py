@@ -43,7 +43,7 @@ def main(args):
     from fsspec.core import url_to_fs
 
     from hf_ppl_select import PerplexitySelector
-    from hf_ppl_select.streaming import ParquetFiles
+    from hf_ppl_select.streaming.parquet_files import ParquetFiles
 
     try:
         import ray
@@ -62,7 +62,7 @@ def main(args):
     def keep(batch):
         import pyarrow
 
-        from hf_ppl_select.streaming import selector_mask
+        from hf_ppl_select.streaming.parquet_files import selector_mask
 
         return batch.filter(pyarrow.array(selector_mask(selector, batch)))
 

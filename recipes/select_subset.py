@@ -119,9 +119,15 @@ class SelectArguments:
 
 def main(args):
     from hf_ppl_select import PerplexityLandscape, ScalingLaw
-    from hf_ppl_select.hub import check_folder, check_hub_access, check_license, push_subset_to_hub, save_subset
-    from hf_ppl_select.selection import plan_selection, reproduce_selection
-    from hf_ppl_select.sources import load_rows
+    from hf_ppl_select.data.load import load_rows
+    from hf_ppl_select.hub.push_subset import (
+        check_folder,
+        check_hub_access,
+        check_license,
+        push_subset_to_hub,
+        save_subset,
+    )
+    from hf_ppl_select.selection.select import plan_selection, reproduce_selection
 
     # What can be wrong is found before any work
     if args.license or args.push_to_hub:
@@ -165,8 +171,8 @@ def main(args):
 
 
 def stream(args, law, model):
-    from hf_ppl_select.stream_selection import check_streamable, select_stream
-    from hf_ppl_select.streaming import ParquetFiles
+    from hf_ppl_select.streaming.parquet_files import ParquetFiles
+    from hf_ppl_select.streaming.select import check_streamable, select_stream
 
     check_streamable(vars(args))
     guards = {name: getattr(args, name) for name in ("min_perplexity", "max_perplexity")}

@@ -37,7 +37,7 @@ processes, interruptions and replay.
 
 from dataclasses import dataclass, field
 
-from training_run import TrainingRunArguments
+from training.run import TrainingRunArguments
 
 
 @dataclass
@@ -55,15 +55,15 @@ class SftArguments(TrainingRunArguments):
 
 
 def main(script_args, training_args, model_args):
-    from training_run import add_callbacks, check_options, finish_run, load_replay, select_on_the_way_in
+    from training.run import add_callbacks, check_options, finish_run, load_replay, select_on_the_way_in
 
     # What can be wrong is found before the model loads
     check_options(script_args, training_args, model_args)
 
     from trl import get_peft_config, get_quantization_config, get_training_chat_template
 
-    from hf_ppl_select.sources import load_answers, load_texts
-    from recipe_trainer import CardFacts, RecipeTrainer
+    from hf_ppl_select.data.load import load_answers, load_texts
+    from training.trainer import CardFacts, RecipeTrainer
 
     # Load the rows to train on and those to measure on
     source = (script_args.dataset_name, script_args.dataset_config)

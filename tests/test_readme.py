@@ -30,7 +30,7 @@ def place(tmp_path, tiny_model, tiny_tokenizer):
     from datasets import Dataset
 
     from hf_ppl_select import PerplexityScorer, chunk_documents
-    from hf_ppl_select.probes import design_probes
+    from hf_ppl_select.probes.design import design_probes
 
     snapshot = tmp_path / "hub" / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / ("0" * 40)
     tiny_model.save_pretrained(snapshot)

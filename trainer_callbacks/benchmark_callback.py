@@ -14,7 +14,7 @@ from .measuring import MeasuringCallback, tokenizer_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-    from hf_ppl_select.likelihood import LikelihoodEngine
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine
 
 
 class BenchmarkCallback(MeasuringCallback):

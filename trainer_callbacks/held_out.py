@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import IterableDataset
 
-from hf_ppl_select.perplexity import TextLikelihoods, context_length, score_rows
-from hf_ppl_select.rows import TokenizedRow, bos_token, columns_to_score, tokenize_rows
+from hf_ppl_select.scoring.perplexity import TextLikelihoods, context_length, score_rows
+from hf_ppl_select.scoring.rows import TokenizedRow, bos_token, columns_to_score, tokenize_rows
 
 from .measuring import tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
-    from hf_ppl_select.likelihood import LikelihoodEngine
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine
 
 
 @dataclass(frozen=True)
 class HeldOutSet:
-    """Held-out rows as tokens; measured, they give what `hf_ppl_select.perplexity.evaluate_perplexity` does.
+    """Held-out rows as tokens; measured, they give what `hf_ppl_select.scoring.perplexity.evaluate_perplexity` does.
 
     Of texts every token counts, of `prompt` and `completion` those of the completion, of `messages` the assistant's.
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_ppl_select.scaling_law import ScalingLaw
+    from hf_ppl_select.law.scaling_law import ScalingLaw
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hf_ppl_select.likelihood import LikelihoodEngine
+from hf_ppl_select.likelihood.engine import LikelihoodEngine
 
 from .processes import engine_of, require_whole_weights, same_on_all_processes
 

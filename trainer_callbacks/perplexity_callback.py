@@ -11,7 +11,7 @@ from .measuring import MeasuringCallback
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-    from hf_ppl_select.likelihood import LikelihoodEngine
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine
 
 LANDSCAPE = "landscape"
 
@@ -38,7 +38,8 @@ class PerplexityCallback(MeasuringCallback):
     numbers of step 0 are read from the trainer's log history, which checkpoints carry, so a resumed run keeps them. A
     run resumed from a checkpoint made without this callback has none and logs no forgetting and no drift.
 
-    The numbers are those of `hf_ppl_select.perplexity.evaluate_perplexity`, in the mixed precision of the training.
+    The numbers are those of `hf_ppl_select.scoring.perplexity.evaluate_perplexity`, in the mixed precision of the
+    training.
 
     Args:
         trainer: any [`~transformers.Trainer`] with a causal LM, also wrapped by PEFT.

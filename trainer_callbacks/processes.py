@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from hf_ppl_select.likelihood import LikelihoodEngine
+from hf_ppl_select.likelihood.engine import LikelihoodEngine
 
 if TYPE_CHECKING:
     from transformers import Trainer

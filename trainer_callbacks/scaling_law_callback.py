@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from hf_ppl_select.law_points import append_law_points, read_law_points
+from hf_ppl_select.law.points import append_law_points, read_law_points
 
 from .held_out import tokenize_sets
 from .law_forecast import LawForecast, Moments
@@ -21,8 +21,8 @@ from .processes import require_whole_weights
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-    from hf_ppl_select.likelihood import LikelihoodEngine
-    from hf_ppl_select.scaling_law import ScalingLaw
+    from hf_ppl_select.law.scaling_law import ScalingLaw
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine
 
 logger = logging.getLogger(__name__)
 

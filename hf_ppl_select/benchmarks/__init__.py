@@ -4,9 +4,9 @@ from .calibration import calibration, calibration_table
 from .catalogue import BENCHMARKS, GROUPS, resolve_benchmarks
 from .comparison import ComparedBenchmark, RunComparison, compare_records
 from .estimates import Estimate, Record
-from .eval_results import eval_result_entries, model_index, save_eval_results
+from .hub_results import eval_result_entries, model_index, save_eval_results
 from .loading import Question
-from .modules import METRICS, MODULES, load_metric
+from .metric_modules import METRICS, MODULES, load_metric
 from .records import SavedRecords, load_records
 from .results import BenchmarkResult, BenchmarkResults, markdown_table
 from .runner import read_benchmarks, run_benchmarks

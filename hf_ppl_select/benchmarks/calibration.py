@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .estimates import metric_inputs
-from .modules import load_metric
+from .metric_modules import load_metric
 from .results import BenchmarkResults
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .estimates import Estimate, Record, metric_terms, paired_differences
-from .modules import METRICS, load_metric
+from .metric_modules import METRICS, load_metric
 from .records import SavedRecords, load_records
 from .results import BenchmarkResults
 

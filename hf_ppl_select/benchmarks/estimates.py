@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .modules import METRICS
+from .metric_modules import METRICS
 
 
 @dataclass(frozen=True)

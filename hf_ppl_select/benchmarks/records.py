@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..saving import written_aside
+from ..data.saving import written_aside
 from .estimates import Record
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..saving import load_json, save_json
+from ..data.saving import load_json, save_json
 from .estimates import Estimate, Record, paired_differences
-from .modules import METRICS
+from .metric_modules import METRICS
 
 KIND, VERSION = "benchmark_results", 1
 _TITLES = {"choice_accuracy": "acc", "choice_accuracy_norm": "acc_norm", "choice_bits_per_byte": "bits per byte"}

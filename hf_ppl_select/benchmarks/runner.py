@@ -13,7 +13,7 @@ from .catalogue import resolve_benchmarks
 from .encoding import Request, encode_questions, model_max_length
 from .estimates import Estimate, Record, mean_estimate, metric_inputs, metric_terms
 from .loading import Question, load_questions
-from .modules import METRICS, load_metric
+from .metric_modules import METRICS, load_metric
 from .reading import find_source
 from .results import BenchmarkResult, BenchmarkResults
 from .tasks import Benchmark
@@ -21,8 +21,8 @@ from .tasks import Benchmark
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..likelihood import LikelihoodEngine
-    from ..shared_prefix import SharedPrefixScorer
+    from ..likelihood.engine import LikelihoodEngine
+    from ..likelihood.shared_prefix import SharedPrefixScorer
 
 
 def run_benchmarks(
@@ -57,7 +57,7 @@ def run_benchmarks(
         seed: of the draws and of the bootstrap.
         num_resamples: of the bootstrap.
         max_length: tokens; default: what the model can read. Longer prompts lose their left end, which is counted.
-        engine: a [`~hf_ppl_select.likelihood.LikelihoodEngine`] of `model`, to choose batch size or autocast.
+        engine: a [`~hf_ppl_select.likelihood.engine.LikelihoodEngine`] of `model`, to choose batch size or autocast.
         progress: show a bar with tokens/s and the time left for each benchmark.
 
     Returns:
@@ -79,8 +79,8 @@ def run_benchmarks(
     results.save("results.json")
     ```
     """
-    from ..likelihood import LikelihoodEngine
-    from ..shared_prefix import SharedPrefixScorer
+    from ..likelihood.engine import LikelihoodEngine
+    from ..likelihood.shared_prefix import SharedPrefixScorer
 
     for option, value in (("num_resamples", num_resamples), ("max_length", max_length)):
         _check_positive(option, value)

@@ -75,8 +75,8 @@ def main():
 
     from hf_ppl_select.benchmarks.encoding import encode_questions, model_max_length
     from hf_ppl_select.benchmarks.runner import score_requests
-    from hf_ppl_select.likelihood import LikelihoodEngine, load_model
-    from hf_ppl_select.shared_prefix import SharedPrefixScorer
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
+    from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer
 
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     max_length = model_max_length(model.config, tokenizer)

@@ -71,7 +71,7 @@ def measure(name, args):
     import torch
 
     from hf_ppl_select import PerplexityScorer
-    from hf_ppl_select.likelihood import LikelihoodEngine, load_model
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
 
     texts = read_texts(args)
     model, tokenizer = load_model(args.model, dtype=args.dtype)
@@ -167,11 +167,11 @@ def read_texts(args):
     import random
 
     if args.texts:
-        from hf_ppl_select.sources import load_rows
+        from hf_ppl_select.data.load import load_rows
 
         texts = [text for text in load_rows(args.texts)[args.text_column] if text]
     else:
-        from ontology_corpus import read_terms
+        from quickstart_steps.ontology_corpus import read_terms
 
         texts = [term.definition for term in read_terms().values()]
     return random.Random(0).sample(texts, min(args.num_texts, len(texts)))
@@ -259,6 +259,6 @@ if __name__ == "__main__":
     import sys
 
     sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
-    from offline_model import offline_model
+    from quickstart_steps.offline_model import offline_model
 
     main()

@@ -47,13 +47,13 @@ def peak():
 
 
 def maxent(nll, budget):
-    from hf_ppl_select.strategies import choose_maxent
+    from hf_ppl_select.selection.baselines import choose_maxent
 
     return choose_maxent(nll, 1.0, budget, *TARGET, seed=0)[0]
 
 
 def greedy_dos(nll, budget):
-    from hf_ppl_select.strategies import choose_greedy_dos
+    from hf_ppl_select.selection.baselines import choose_greedy_dos
 
     return choose_greedy_dos(nll, np.ones(len(nll)), budget, *TARGET)
 
@@ -102,14 +102,14 @@ def dataset_lambda(nll, budget):
 
 
 def attainable(nll, budget):
-    from hf_ppl_select.attainable import attainable_region
+    from hf_ppl_select.landscape.attainable import attainable_region
 
     return attainable_region(nll, budget, space="log").mu
 
 
 def landscape(nll, budget):
     """The landscape of the column, and the attainable region from it."""
-    from hf_ppl_select.landscape import PerplexityLandscape
+    from hf_ppl_select.landscape.landscape import PerplexityLandscape
 
     return PerplexityLandscape.from_values(np.exp(nll, out=nll)).attainable_region(budget, "log").mu
 
@@ -144,8 +144,8 @@ def measure(name, rows):
 
 def measure_stream(rows, block=1 << 20):
     """In this process: landscape, selector, and the selector over a stream of generated rows with integer keys."""
-    from hf_ppl_select.landscape import PerplexityLandscape
-    from hf_ppl_select.selector import PerplexitySelector
+    from hf_ppl_select.landscape.landscape import PerplexityLandscape
+    from hf_ppl_select.selection.selector import PerplexitySelector
 
     def blocks():
         for start in range(0, rows, block):
@@ -200,7 +200,7 @@ def diversity(folder, group_column, share=0.15):
     """Entropy (nats) of sources and of perplexity (bins of 0.1 nat) in subsets of equal moments."""
     from datasets import load_from_disk
 
-    from hf_ppl_select.strategies import choose_greedy_dos, choose_maxent
+    from hf_ppl_select.selection.baselines import choose_greedy_dos, choose_maxent
 
     dataset = load_from_disk(folder).with_format("numpy")
     perplexity, tokens = np.array(dataset["perplexity"]), np.array(dataset["num_tokens"], dtype=float)

@@ -19,8 +19,8 @@ import torch
 import transformers
 
 from hf_ppl_select import PerplexityScorer
-from hf_ppl_select.likelihood import LikelihoodEngine
-from hf_ppl_select.shared_prefix import SharedPrefixScorer
+from hf_ppl_select.likelihood.engine import LikelihoodEngine
+from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCABULARY = 1024

@@ -9,7 +9,7 @@ import transformers
 from gpu_checks import all_but_first, english, english_tokenizer
 
 from hf_ppl_select import PerplexityScorer
-from hf_ppl_select.likelihood import LikelihoodEngine
+from hf_ppl_select.likelihood.engine import LikelihoodEngine
 
 QWEN3 = {  # of the published configurations
     "0.6B": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28},

@@ -159,8 +159,8 @@ def ours(options):
     from hf_ppl_select.benchmarks.loading import load_questions
     from hf_ppl_select.benchmarks.reading import find_source
     from hf_ppl_select.benchmarks.runner import score_requests
-    from hf_ppl_select.likelihood import LikelihoodEngine, load_model
-    from hf_ppl_select.shared_prefix import SharedPrefixScorer
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
+    from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer
 
     model, tokenizer = load_model(options.model, dtype="float32")
     scorer = SharedPrefixScorer(LikelihoodEngine(model))

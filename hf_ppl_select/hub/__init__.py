@@ -1,0 +1,1 @@
+"""Subsets and laws as folders and Hub repositories, with their cards."""

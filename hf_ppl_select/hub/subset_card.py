@@ -1,0 +1,266 @@
+"""The dataset card of a subset: pure functions from what is known about it to Markdown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from ..law.intervals import check_intervals
+from .tables import code_to_reproduce, composition, number, table
+
+if TYPE_CHECKING:
+    from ..landscape.landscape import PerplexityLandscape
+    from ..law.scaling_law import ScalingLaw
+
+_TEMPLATE = Path(__file__).with_name("subset_card_template.md")
+_TAGS = ["perplexity", "data-selection", "scaling-laws", "continual-pre-training", "hf_ppl_select"]
+_METHODS = {
+    "maxent": "the most diverse subset (maximum entropy) whose mean and standard deviation are the target's",
+    "greedy_dos": "chunk after chunk the one that brings mean and variance nearest to the target (the paper's greedy "
+    "distance-to-optimum selection)",
+    "regime": "one interval of perplexity, of all that fill the budget the best one",
+    "random": "a random sample, the baseline of the other strategies",
+    "low": "the chunks of lowest perplexity",
+    "high": "the chunks of highest perplexity",
+    "middle": "the chunks around the median of perplexity",
+}
+_DROPPED = {
+    "no_perplexity": "without perplexity (empty text)",
+    "infinite_perplexity": "of infinite perplexity",
+    "below_min_perplexity": "of a perplexity below the guard",
+    "above_max_perplexity": "of a perplexity above the guard",
+    "longer_than_budget": "longer than the budget",
+    "duplicate": "with the text of an earlier one",
+    "near_duplicate": "with nearly the text of an earlier one",
+}
+_KINDS = {
+    "interior": "a minimum of the law itself",
+    "boundary": "on the edge of what this corpus can give and the probes cover; the law falls further beyond it",
+    "saddle": "on the edge of what this corpus can give and the probes cover; inside, the law only has a saddle",
+}
+
+
+def subset_card(
+    report: Mapping[str, Any],
+    *,
+    law: ScalingLaw | None = None,
+    landscape: PerplexityLandscape | None = None,
+    license: str | None = None,
+    source: str | None = None,
+    name: str | None = None,
+    **metadata: Any,
+) -> str:
+    """Build the card of a subset. What is not known has no section.
+
+    Args:
+        report: what [`Selection.report`] gives, or a part of it (`num_chunks` at least).
+        law: that chose or judged the subset.
+        landscape: of the corpus selected from.
+        license: Hub identifier of the source's licence.
+        source: where the text comes from: a Hub dataset id, or words.
+        name: `"user/name"` or `"name"`, for the title.
+        metadata: further entries of the card's YAML block, e.g. `configs`.
+
+    Returns:
+        Markdown with a YAML block.
+    """
+    title = (name or "Subset selected by perplexity").rpartition("/")[2]
+    source_id = source if source and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None
+    model = _model(landscape) or _model(law)
+    data = DatasetCardData(
+        license=license,
+        pretty_name=title,
+        tags=_TAGS,
+        task_categories=["text-generation"],
+        size_categories=[_size_category(_num_rows(report))],
+        source_datasets=[source_id] if source_id else None,
+        **metadata,
+    )
+    strategy = report.get("strategy")
+    card = DatasetCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        pretty_name=title,
+        summary=_summary(report, source, model),
+        strategy=strategy,
+        method=_METHODS.get(strategy),
+        moments=_moments_table(report),
+        moments_note=_moments_note(report),
+        composition=composition(report),
+        prediction=_prediction_table(report, law),
+        verdict=_verdict(report),
+        law=law and str(law),
+        law_params=law and table(["parameter", "value"], [(f"`{n}`", f"{v:.6g}") for n, v in law.params.items()]),
+        law_note=law and (f"Its perplexities are those of `{_model(law)}`. " if law.model else ""),
+        landscape=landscape and _landscape_table(landscape),
+        code=strategy and code_to_reproduce(report, source_id, model, law is not None),
+        indices_sha256=report.get("indices_sha256"),
+        limitations=_limitations(report, law),
+        source_note=_source_note(source, source_id, license),
+    )
+    return str(card).rstrip() + "\n"
+
+
+def _summary(report: Mapping[str, Any], source: str | None, model: str | None) -> str:
+    size = f"{report['num_chunks']:,} chunks of text"
+    size += f" ({report['num_tokens']:,} tokens)" if "num_tokens" in report else ""
+    replay = report.get("replay")
+    out_of = f" out of {report['corpus']['num_chunks']:,}" if "corpus" in report else ""
+    origin = f" of {source}" if source else ""
+    by = f"`{model}`" if model else "a language model"
+    general = (
+        f"; and {replay['num_chunks']:,} rows of general text ({replay['num_tokens']:,} tokens)" if replay else ""
+    )
+    return f"{size}{out_of}{origin}, selected by their perplexity under {by}{general}."
+
+
+def _num_rows(report: Mapping[str, Any]) -> int:
+    return report["num_chunks"] + (report["replay"]["num_chunks"] if report.get("replay") else 0)
+
+
+def _moments_table(report: Mapping[str, Any]) -> str | None:
+    if "achieved" not in report:
+        return None
+    names = ("mu", "sigma", "log_mu", "log_sigma")
+    header = ["", "chunks", "tokens", "mean perplexity (mu)", "standard deviation of perplexity (sigma)"]
+    header += ["mean nll, nats per token", "standard deviation of nll, nats"]
+    rows = []
+    if corpus := report.get("corpus"):
+        sizes = f"{corpus['num_chunks']:,}", f"{corpus['num_tokens']:,}"
+        rows.append(["corpus (a random subset has its moments)", *sizes, *(number(corpus[name]) for name in names)])
+    if target := report.get("target"):
+        cells = [number(value) for value in target]
+        cells = ["-", "-", *cells] if report["space"] == "log" else [*cells, "-", "-"]
+        rows.append(["target", "-", f"{report['budget']:,}", *cells])
+    sizes = f"{report['num_chunks']:,}", f"{report['num_tokens']:,}"
+    rows.append(["**this subset**", *sizes, *(number(report["achieved"][name]) for name in names)])
+    return table(header, rows)
+
+
+def _moments_note(report: Mapping[str, Any]) -> str:
+    notes = ["One chunk has one vote in these moments."]
+    achieved = report.get("achieved", {})
+    if "lowest_perplexity" in achieved:
+        low, high = number(achieved["lowest_perplexity"]), number(achieved["highest_perplexity"])
+        notes.append(f"The subset's perplexities lie between {low} and {high}.")
+    if "seed" in report:
+        notes.append(f"Strategy `{report['strategy']}`, seed {report['seed']}.")
+    if dropped := {reason: number for reason, number in report.get("dropped", {}).items() if number}:
+        counts = ", ".join(f"{number:,} {_DROPPED.get(reason, reason)}" for reason, number in dropped.items())
+        notes.append(f"Chunks that could not be chosen: {counts}.")
+    return " ".join(notes)
+
+
+def _prediction_table(report: Mapping[str, Any], law: ScalingLaw | None) -> str | None:
+    if report.get("predicted_loss") is None or report.get("random_loss") is None:
+        return None
+    header = ["training on", "predicted held-out loss, nats per token"]
+    rows = [["this subset", report["predicted_loss"]], ["a random subset of as many tokens", report["random_loss"]]]
+    rows = [[name, f"{loss:.4f}"] for name, loss in rows]
+    problem = None if law is None else check_intervals(law)
+    if law is not None and problem is None:
+        header.append("95 % interval for a new measurement")
+        names = ("log_mu", "log_sigma") if law.space == "log" else ("mu", "sigma")
+        for row, moments in zip(rows, (report["achieved"], report["corpus"]), strict=True):
+            interval = law.predict_interval(*(moments[name] for name in names), report["num_tokens"])
+            row.append("{:.4f} to {:.4f}".format(*interval))
+    note = f"\n\nThere are no intervals: {problem}" if problem else ""
+    return table(header, rows) + note
+
+
+def _verdict(report: Mapping[str, Any]) -> str | None:
+    if report.get("predicted_loss") is None or report.get("random_loss") is None:
+        return None
+    gain = report["random_loss"] - report["predicted_loss"]
+    verdict = f"The predicted gain over a random subset is {gain:.4f} nats per token"
+    optimum = report.get("optimum")
+    if not optimum:
+        return verdict + ". No optimum of the law was aimed at, so there is no interval for this gain."
+    verdict += f"; at the law's optimum it is {optimum['gain']:.4f}"
+    if optimum["gain_interval"] is not None:
+        verdict += ", with a 95 % interval of {:.4f} to {:.4f}".format(*optimum["gain_interval"])
+    verdict += ". "
+    if optimum["within_noise"]:
+        verdict += "**This gain is within the noise**: a random subset may do as well."
+    else:
+        verdict += "This gain is beyond the noise of the probe runs."
+    if optimum.get("random_trusted") is False:
+        verdict += " But no probe covers a random subset's moments: its loss, and so this gain, are extrapolated."
+    return f"{verdict} The optimum is {_KINDS[optimum['kind']]}."
+
+
+def _landscape_table(landscape: PerplexityLandscape) -> str:
+    rows = [
+        ["model that scored it", f"`{_model(landscape)}`" if landscape.model else "not recorded"],
+        ["chunks", f"{landscape.num_chunks:,}"],
+        ["tokens", f"{landscape.num_tokens:,}"],
+        ["one vote in the moments has", {"chunks": "a chunk", "tokens": "a token"}[landscape.weights]],
+        ["mean of perplexity (mu)", number(landscape.mu)],
+        ["standard deviation of perplexity (sigma)", number(landscape.sigma)],
+        ["mean of nll, nats per token", number(landscape.log_mu)],
+        ["standard deviation of nll, nats", number(landscape.log_sigma)],
+        ["geometric mean of perplexity", number(math.exp(landscape.log_mu))],
+        ["median of perplexity", number(landscape.quantile(0.5))],
+    ]
+    rows += [
+        [f"{100 * q:.0f} % quantile of perplexity", number(landscape.quantile(q))] for q in (0.05, 0.25, 0.75, 0.95)
+    ]
+    rows.append(["left out: chunks without perplexity (empty text)", f"{landscape.num_skipped:,}"])
+    rows.append(["left out: chunks of infinite perplexity", f"{landscape.num_infinite:,}"])
+    return table(["quantity", "value"], rows)
+
+
+def _limitations(report: Mapping[str, Any], law: ScalingLaw | None) -> str:
+    optimum = report.get("optimum") or {}
+    deduplicated = (report.get("options") or {}).get("deduplicate")
+    points = [
+        "Perplexity cannot see redundancy: duplicates and boilerplate can score like good text. "
+        + ("Duplicates were removed first." if deduplicated else "Deduplicate beside this selection."),
+        "Perplexities hold for one model and tokenizer; for another base model score and select again.",
+    ]
+    if report.get("projected"):
+        points.append("The law's optimum is on the edge of what can be reached, or beyond; the target is inside.")
+    if optimum.get("within_noise"):
+        points.append("The predicted gain over a random subset is within the noise of the probe runs.")
+    if optimum.get("extrapolation", 0) > 4:
+        points.append(
+            f"The budget is {optimum['extrapolation']:,.0f} times the tokens of the longest probe run: the predicted "
+            "losses are extrapolated."
+        )
+    if law is not None and law.report.floor_at_bound:
+        points.append("The probe runs show no floor of the loss, so the law is optimistic far beyond their tokens.")
+    if report.get("predicted_loss") is None:
+        points.append("No scaling law predicts what training on this subset gains.")
+    else:
+        points.append("Losses are predicted, not measured on this subset.")
+    return "\n".join(f"- {point}" for point in points)
+
+
+def _source_note(source: str | None, source_id: str | None, license: str | None) -> str:
+    where = f"[{source_id}](https://huggingface.co/datasets/{source_id})" if source_id else source
+    note = f"The text comes from {where}. " if where else "The source of the text is not recorded. "
+    if license:
+        return note + f"It is under the licence of its source: `{license}`."
+    return note + "The licence of the source is not recorded: add it before sharing this dataset."
+
+
+def _size_category(number: int) -> str:
+    bounds = [(1_000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"), (10_000_000, "10M")]
+    bounds += [(100_000_000, "100M"), (1_000_000_000, "1B")]
+    if number < 1_000:
+        return "n<1K"
+    for (low, low_name), (high, high_name) in zip(bounds, bounds[1:], strict=False):
+        if low <= number < high:
+            return f"{low_name}<n<{high_name}"
+    return "n>1B"
+
+
+def _model(scored: ScalingLaw | PerplexityLandscape | None) -> str | None:
+    """The model's name; of a folder on this machine only its last part, which is all that others can use."""
+    model = scored.model if scored is not None else None
+    return Path(model).name if model and Path(model).is_absolute() else model

@@ -1,0 +1,177 @@
+"""A subset as a folder that `load_dataset` reads, with its card. The Hub repository has the same layout:
+
+README.md   data/train-*.parquet   selection.json   law.json   landscape.json   (streamed also selector.json)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.saving import write_atomically
+from .subset_card import subset_card
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..landscape.landscape import PerplexityLandscape
+    from ..law.scaling_law import ScalingLaw
+    from ..selection.report import Selection
+
+LAYOUT = ("README.md", "data", "selection.json", "selector.json", "law.json", "landscape.json")
+_SHARD_BYTES = 500_000_000
+
+
+def check_license(license: str | None) -> str:
+    """A licence identifier as the Hub wants it, or ValueError."""
+    if not license:
+        raise ValueError(
+            "license is missing: a subset is shared under the licence of its source. Pass the Hub's identifier of "
+            "that licence, e.g. license='cc-by-4.0'; license='other' or license='unknown' if that is what it is."
+        )
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ValueError(
+            f"license={license!r} is not an identifier like 'cc-by-4.0' or 'apache-2.0' (lower case, no spaces); "
+            "https://huggingface.co/docs/hub/repositories-licenses lists them."
+        )
+    return license
+
+
+def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Whether [`save_subset`] may write `folder`: it is new, empty, or holds a subset that may be overwritten.
+
+    Raises:
+        FileExistsError: it holds a subset and `overwrite` is False.
+        ValueError: it holds something else, which is never overwritten.
+    """
+    folder = Path(folder).expanduser().resolve()
+    present = check_layout(folder, also=())
+    if present and not overwrite:
+        raise FileExistsError(f"{folder} already holds a subset; name another folder, or pass overwrite=True.")
+    return folder
+
+
+def check_layout(folder: Path, also: tuple[str, ...] = (".unfinished",)) -> list[str]:
+    """What is in a folder; ValueError if it is a file, or holds anything that is no part of a subset."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder for the subset.")
+    present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if foreign := [name for name in present if name not in (*LAYOUT, *also)]:
+        raise ValueError(f"{folder} holds {foreign[0]!r}, which is no part of a subset; name a new or empty folder.")
+    return present
+
+
+def save_subset(
+    subset: Dataset,
+    folder: str | os.PathLike,
+    *,
+    law: ScalingLaw | None = None,
+    landscape: PerplexityLandscape | None = None,
+    selection: Selection | None = None,
+    license: str | None = None,
+    source: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Save a subset with its card, so that `load_dataset(folder, split="train")` gives it back, without the Hub.
+
+    The folder appears complete or not at all.
+
+    Args:
+        subset, law, landscape, selection, license, source: as in [`push_subset_to_hub`]; here `license` is optional.
+        overwrite: replace a subset that is there. A folder that holds anything else is never touched.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError, ValueError: the folder is not free, or the subset is empty.
+    """
+    folder = check_folder(folder, overwrite)
+    check_subset(subset, selection)
+    card = subset_card(
+        selection.report() if selection else describe_subset(subset),
+        law=law,
+        landscape=landscape,
+        license=license and check_license(license),
+        source=source,
+        name=folder.name,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    try:
+        (aside / "data").mkdir()
+        num_bytes = subset.data.nbytes * len(subset) / max(1, subset.data.num_rows)
+        num_shards = max(1, min(len(subset), math.ceil(num_bytes / _SHARD_BYTES)))
+        for index in range(num_shards):
+            shard = subset.shard(num_shards, index, contiguous=True)
+            shard.to_parquet(aside / "data" / f"train-{index:05d}-of-{num_shards:05d}.parquet")
+        save_parts(aside, law, landscape, selection)
+        write_atomically(aside / "README.md", card)
+        _sync(aside)
+        _replace_folder(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return folder
+
+
+def describe_subset(subset: Dataset) -> dict[str, Any]:
+    """What the rows alone tell, named as in [`Selection.report`]."""
+    from ..landscape.landscape import PerplexityLandscape
+
+    if not {"perplexity", "num_tokens"} <= set(subset.column_names):
+        return {"num_chunks": len(subset)}
+    own = PerplexityLandscape.from_dataset(subset)
+    achieved = {name: getattr(own, name) for name in ("mu", "sigma", "log_mu", "log_sigma")}
+    return {"num_chunks": len(subset), "num_tokens": own.num_tokens, "achieved": achieved}
+
+
+def check_subset(subset: Any, selection: Selection | None) -> None:
+    """Whether there is something to share, and the selection is that of these rows."""
+    from datasets import Dataset
+
+    if not isinstance(subset, Dataset):
+        raise TypeError(f"the subset must be a Dataset, as select_subset returns, not {type(subset).__name__}.")
+    if not len(subset):
+        raise ValueError("the subset has no rows, so there is nothing to share.")
+    if selection is not None and selection.num_rows != len(subset):
+        raise ValueError(f"the selection has {selection.num_rows} rows and the subset {len(subset)}: not the same.")
+
+
+def save_parts(folder: Path, law: Any, landscape: Any, selection: Any) -> None:
+    """Save what is known about a subset beside it."""
+    for name, part in (("law", law), ("landscape", landscape), ("selection", selection)):
+        if part is not None:
+            part.save(folder / f"{name}.json")
+
+
+def _sync(folder: Path) -> None:
+    """Flush every file and folder to the disk, and give the folder `mkdtemp` made the mode any other folder has."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; what was there goes only once the new one is in place."""
+    if not folder.exists():
+        return new.rename(folder)
+    old = new.with_suffix(".replaced")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,1 @@
+"""What a corpus is, and what its subsets can be."""

@@ -1,0 +1,298 @@
+"""The perplexity landscape of a corpus: exact moments, quantiles, and what subsets of it can reach.
+
+A landscape is a histogram over ln(perplexity) with bins 1/256 nat (0.4 %) wide that also keeps, per bin, the sums of
+each value's offset from the bin's centre. Offsets are tiny, so sums of their squares lose nothing to cancellation;
+adding two landscapes is adding their bins; and the moments of the whole come out exact, not binned.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ..data.columns import read_columns
+from ..data.saving import load_json, save_json
+from .attainable import AttainableRegion, region_of_groups
+
+BINS_PER_NAT = 256
+_SCHEMA_VERSION = 1
+_BLOCK = 1 << 18  # values summed up together
+_SUMS = ("count", "tokens", "weight", "u1", "u2", "v1", "v2")  # columns of `sums`, see PerplexityLandscape
+
+
+@dataclass(frozen=True, eq=False)
+class PerplexityLandscape:
+    """The distribution of perplexity over the chunks of a corpus.
+
+    Build it with [`~PerplexityLandscape.from_dataset`] or [`~PerplexityLandscape.from_values`]. Shards merge, in any
+    order.
+
+    Attributes:
+        bins: `(num_bins,)` int64, occupied bins in rising order; bin b holds ln(perplexity) in `[b, b + 1) / 256`.
+        sums: `(num_bins, 7)` float64: chunks, tokens, weight w, then Σ w·u, Σ w·u², Σ w·v, Σ w·v², where u is the
+            relative offset of a perplexity from its bin's centre and v the offset of its nll, in nats.
+        weights: `"chunks"` (one chunk, one vote) or `"tokens"`.
+        num_skipped: chunks without a perplexity (empty text); left out of everything else.
+        num_infinite: chunks with infinite perplexity; left out of moments, quantiles, `num_chunks` and `num_tokens`.
+        model: the model that scored the chunks, if told; landscapes and laws of different models do not mix.
+    """
+
+    bins: np.ndarray
+    sums: np.ndarray
+    weights: Literal["chunks", "tokens"] = "chunks"
+    num_skipped: int = 0
+    num_infinite: int = 0
+    model: str | None = None
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        perplexity_column: str = "perplexity",
+        num_tokens_column: str = "num_tokens",
+        weights: Literal["chunks", "tokens"] = "chunks",
+        model: str | None = None,
+    ) -> PerplexityLandscape:
+        """The landscape of a scored dataset.
+
+        Args:
+            dataset: a `datasets.Dataset` or `IterableDataset` scored by `score_ppl`, or anything with columns (a dict
+                of lists, a DataFrame).
+            perplexity_column, num_tokens_column: what the scorer wrote.
+            weights: what has one vote in the moments, a chunk (default) or a token.
+            model: the model that scored it.
+
+        Raises:
+            KeyError: a column is missing.
+            ValueError: no rows, no chunk with a finite perplexity, or impossible values.
+        """
+        landscape, start = None, 0
+        for perplexity, num_tokens in read_columns(dataset, perplexity_column, num_tokens_column):
+            part = cls._from_arrays(perplexity, num_tokens, weights, model, start)
+            landscape = part if landscape is None else landscape.merge(part)
+            start += len(perplexity)
+        if landscape is None:
+            raise ValueError("the dataset has no rows, so it has no perplexity landscape.")
+        return landscape._checked()
+
+    @classmethod
+    def from_values(
+        cls,
+        perplexity: Any,
+        num_tokens: Any = None,
+        *,
+        weights: Literal["chunks", "tokens"] = "chunks",
+        model: str | None = None,
+    ) -> PerplexityLandscape:
+        """The landscape of arrays.
+
+        Args:
+            perplexity: `(num_chunks,)`; None or NaN is an empty text (skipped, counted), infinity is counted apart.
+            num_tokens: `(num_chunks,)` scored tokens per chunk; without it every chunk counts one, so budgets are in
+                chunks.
+        """
+        perplexity = np.asarray(perplexity, dtype=None if isinstance(perplexity, np.ndarray) else float).reshape(-1)
+        if num_tokens is not None:
+            num_tokens = np.asarray(num_tokens, dtype=None if isinstance(num_tokens, np.ndarray) else float).reshape(
+                -1
+            )
+            if len(num_tokens) != len(perplexity):
+                raise ValueError(f"perplexity has {len(perplexity)} values, num_tokens has {len(num_tokens)}.")
+        return cls._from_arrays(perplexity, num_tokens, weights, model, 0)._checked()
+
+    @classmethod
+    def _from_arrays(cls, perplexity, num_tokens, weights, model, start) -> PerplexityLandscape:
+        """Block by block, so that memory does not grow with the rows; `start` is the first row's number in errors."""
+        if weights not in ("chunks", "tokens"):
+            raise ValueError(f"weights must be 'chunks' or 'tokens', got {weights!r}.")
+        landscape = cls(np.empty(0, dtype=np.int64), np.empty((0, len(_SUMS))), weights, model=model)
+        for first in range(0, len(perplexity), _BLOCK):
+            rows = slice(first, first + _BLOCK)
+            x = np.asarray(perplexity[rows], dtype=float)
+            tokens = np.ones(len(x)) if num_tokens is None else np.asarray(num_tokens[rows], dtype=float)
+            landscape = landscape.merge(cls._of_block(x, tokens, weights, model, start + first))
+        return landscape
+
+    @classmethod
+    def _of_block(cls, perplexity, num_tokens, weights, model, start) -> PerplexityLandscape:
+        scored = ~np.isnan(perplexity) & (num_tokens != 0)
+        # A token's probability is at most 1, so a perplexity is at least 1 (float rounding aside).
+        bad = np.flatnonzero(scored & ~((perplexity > 1 - 1e-6) & (num_tokens > 0) & np.isfinite(num_tokens)))
+        if len(bad):
+            raise ValueError(
+                f"row {start + bad[0]} has perplexity {perplexity[bad[0]]:g} and num_tokens {num_tokens[bad[0]]:g}; "
+                "perplexity is exp(nll_sum / num_tokens), 1 or more, and num_tokens is positive. Is the column nll?"
+            )
+        finite = scored & np.isfinite(perplexity)
+        skipped, infinite = int((~scored).sum()), int((scored & ~finite).sum())
+        x, tokens = perplexity[finite], num_tokens[finite]
+        if not len(x):
+            return cls(np.empty(0, dtype=np.int64), np.empty((0, len(_SUMS))), weights, skipped, infinite, model)
+        nll = np.log(x)
+        bin_of = np.floor(nll * BINS_PER_NAT)
+        v = nll - _centres(bin_of)
+        u = np.expm1(v)
+        lowest = int(bin_of.min())
+        place = bin_of.astype(np.int64) - lowest
+        num_bins = int(place.max()) + 1
+        count = np.bincount(place, minlength=num_bins)
+        bins = np.flatnonzero(count)
+        w = tokens if weights == "tokens" else None
+        columns = [tokens, w, *(column if w is None else w * column for column in (u, u**2, v, v**2))]
+        sums = [count, *(np.bincount(place, column, num_bins) for column in columns)]
+        sums = np.stack([column[bins] for column in sums], axis=1).astype(float)
+        return cls(bins + lowest, sums, weights, skipped, infinite, model)
+
+    def _checked(self) -> PerplexityLandscape:
+        if not len(self.bins):
+            raise ValueError(
+                f"no chunk has a finite perplexity ({self.num_skipped} are empty, {self.num_infinite} infinite); "
+                "there is no landscape to describe."
+            )
+        return self
+
+    def merge(self, other: PerplexityLandscape) -> PerplexityLandscape:
+        """The landscape of both corpora together.
+
+        Raises:
+            ValueError: another model scored `other`, or its weights differ.
+        """
+        if self.model and other.model and self.model != other.model:
+            raise ValueError(
+                f"cannot merge landscapes of different models ({self.model} and {other.model}): their perplexities "
+                "do not compare. Score both corpora with one model."
+            )
+        if self.weights != other.weights:
+            raise ValueError(
+                f"cannot merge a landscape weighted by {self.weights} with one weighted by {other.weights}."
+            )
+        bins, place = np.unique(np.concatenate([self.bins, other.bins]), return_inverse=True)
+        sums = np.zeros((len(bins), len(_SUMS)))
+        np.add.at(sums, place, np.concatenate([self.sums, other.sums]))
+        skipped, infinite = self.num_skipped + other.num_skipped, self.num_infinite + other.num_infinite
+        return PerplexityLandscape(bins, sums, self.weights, skipped, infinite, self.model or other.model)
+
+    @property
+    def num_chunks(self) -> int:
+        return int(self.sums[:, 0].sum())
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.sums[:, 1].sum())
+
+    @property
+    def tokens_per_chunk(self) -> float:
+        return self.num_tokens / self.num_chunks
+
+    def moments(self, space: Literal["linear", "log"]) -> tuple[float, float]:
+        """`(mu, sigma)`: mean and standard deviation of perplexity (`"linear"`) or of nll in nats (`"log"`)."""
+        w, mean, std = self.bin_moments(space)
+        scale = np.abs(mean).max() or 1.0  # so that heavy tails do not overflow when squared
+        mean, std = mean / scale, std / scale
+        mu = w @ mean / w.sum()
+        variance = w @ ((mean - mu) ** 2 + std**2) / w.sum()
+        return float(mu * scale), float(np.sqrt(variance) * scale)
+
+    def bin_moments(self, space: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Per bin: weight, exact mean and standard deviation `(num_bins,)` of perplexity or of nll."""
+        nll = _centres(self.bins)
+        _, _, w, u1, u2, v1, v2 = self.sums.T
+        if space == "log":
+            return w, nll + v1 / w, _spread(v1 / w, v2 / w)
+        if space == "linear":
+            return w, np.exp(nll) * (1 + u1 / w), np.exp(nll) * _spread(u1 / w, u2 / w)
+        raise ValueError(f"space must be 'linear' or 'log', got {space!r}.")
+
+    mu = property(lambda self: self.moments("linear")[0], doc="Mean perplexity.")
+    sigma = property(lambda self: self.moments("linear")[1], doc="Standard deviation of perplexity.")
+    log_mu = property(lambda self: self.moments("log")[0], doc="Mean nll, nats: ln of the geometric mean perplexity.")
+    log_sigma = property(lambda self: self.moments("log")[1], doc="Standard deviation of nll, nats.")
+
+    def quantile(self, q: Any) -> Any:
+        """The perplexity below which a share `q` in [0, 1] (number or array) of the weight lies, within 0.4 %."""
+        q = np.asarray(q, dtype=float)
+        if not np.all((q >= 0) & (q <= 1)):
+            raise ValueError(f"q must lie in [0, 1], got {q}.")
+        count = self.sums[:, 0]
+        w, mean, std = self.bin_moments("log")
+        # A bin's chunks count as evenly spread, with the bin's own mean and spread; its first and last are knots.
+        reach = std * np.sqrt(3 * (count - 1) / (count + 1))
+        floor, ceiling = self.bins / BINS_PER_NAT, (self.bins + 1) / BINS_PER_NAT
+        nll = np.stack([np.maximum(mean - reach, floor), np.minimum(mean + reach, ceiling)], axis=1)
+        rank = np.cumsum(w)[:, None] + np.stack([w / count / 2 - w, -w / count / 2], axis=1)
+        one = w.sum() / count.sum()
+        value = np.exp(np.interp(q * (w.sum() - one) + one / 2, rank.ravel(), nll.ravel()))
+        return float(value) if value.ndim == 0 else value
+
+    def histogram(self) -> tuple[np.ndarray, np.ndarray]:
+        """`(edges, counts)`: bin edges in perplexity, evenly spaced on a log axis, and chunks per bin; for plots."""
+        counts = np.zeros(int(self.bins[-1] - self.bins[0]) + 1, dtype=np.int64)
+        counts[self.bins - self.bins[0]] = self.sums[:, 0]
+        return np.exp(np.arange(self.bins[0], self.bins[-1] + 2) / BINS_PER_NAT), counts
+
+    def attainable_region(self, num_tokens: float, space: Literal["linear", "log"] = "linear") -> AttainableRegion:
+        """The (mu, sigma) that subsets of `num_tokens` tokens can have: see `attainable.attainable_region`.
+
+        Raises:
+            ValueError: `num_tokens` is more than the corpus has, or less than one chunk.
+        """
+        if num_tokens > self.num_tokens:
+            raise ValueError(f"the corpus has {self.num_tokens} tokens, asked for {num_tokens:.0f}; lower num_tokens.")
+        if not num_tokens >= min(self.tokens_per_chunk, self.num_tokens):
+            raise ValueError(
+                f"asked for {num_tokens:g} tokens, but one chunk holds {self.tokens_per_chunk:g} on average."
+            )
+        w, mean, std = self.bin_moments(space)
+        return region_of_groups(mean, std, w, w.sum() * (num_tokens / self.num_tokens), space)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` gives the same landscape back, bit by bit."""
+        columns = {name: self.sums[:, i].tolist() for i, name in enumerate(_SUMS)}
+        derived = ("mu", "sigma", "log_mu", "log_sigma", "num_chunks", "num_tokens")  # for readers of the file
+        return {
+            "model": self.model,
+            "weights": self.weights,
+            "num_skipped": self.num_skipped,
+            "num_infinite": self.num_infinite,
+            "summary": {name: getattr(self, name) for name in derived},
+            "bins_per_nat": BINS_PER_NAT,
+            "bins": self.bins.tolist(),
+            **columns,
+        }
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> PerplexityLandscape:
+        if d["bins_per_nat"] != BINS_PER_NAT:
+            raise ValueError(f"the landscape has {d['bins_per_nat']} bins per nat, this version uses {BINS_PER_NAT}.")
+        sums = np.stack([np.array(d[name], dtype=float) for name in _SUMS], axis=1)
+        bins = np.array(d["bins"], dtype=np.int64)
+        return cls(bins, sums, d["weights"], d["num_skipped"], d["num_infinite"], d["model"])
+
+    def save(self, path: str | os.PathLike) -> None:
+        save_json(path, self.to_dict(), kind="landscape", version=_SCHEMA_VERSION)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> PerplexityLandscape:
+        return cls.from_dict(load_json(path, kind="landscape", version=_SCHEMA_VERSION))
+
+    def __repr__(self) -> str:
+        return (
+            f"PerplexityLandscape(mu={self.mu:.4g}, sigma={self.sigma:.4g}, log_mu={self.log_mu:.4g}, "
+            f"log_sigma={self.log_sigma:.4g}, num_chunks={self.num_chunks}, num_tokens={self.num_tokens}, "
+            f"model={self.model!r})"
+        )
+
+
+def _centres(bins: np.ndarray) -> np.ndarray:
+    """ln(perplexity) in the middle of each bin."""
+    return (bins + 0.5) / BINS_PER_NAT
+
+
+def _spread(mean: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
+    """Standard deviation of offsets from a bin's centre; equal chunks get 0, not rounding noise."""
+    variance = mean_square - mean**2
+    return np.sqrt(np.where(variance > 1e-20, variance, 0.0))

@@ -1,0 +1,1 @@
+"""Draws of the laws that law points leave plausible."""

@@ -1,0 +1,258 @@
+"""A fitted perplexity-aware data scaling law: its parameters, predictions, and saved form."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.saving import load_json, save_json
+from .forms import LAW_FORMS, Space, law_form
+from .points import LawPoints, read_law_points
+
+if TYPE_CHECKING:
+    from ..landscape.landscape import PerplexityLandscape
+    from .optimum import Optimum
+
+_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How a fit went.
+
+    Attributes:
+        converged: the solver met its tolerance.
+        floor_at_bound: E ended at 0: the points do not span enough num_tokens to see a floor, so extrapolation to many
+            more tokens is optimistic.
+        rank: of the design matrix; equal to its number of columns, as other fits are refused.
+        condition_number: of its standardised columns. Above about 1e3 single parameters mean little; predictions may
+            still do.
+        num_points, num_runs: what the fit rests on.
+        r2: share of the variance of the loss explained.
+        residual_std: nats per token, degrees of freedom taken off.
+        huber_delta: of the polish, on ln(loss); None for plain least squares on ln(L - E).
+    """
+
+    converged: bool
+    floor_at_bound: bool
+    rank: int
+    condition_number: float
+    num_points: int
+    num_runs: int
+    r2: float
+    residual_std: float
+    huber_delta: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class ScalingLaw:
+    """A fitted law. Make it with [`fit_scaling_law`] or [`ScalingLaw.load`].
+
+    Attributes:
+        form: a name in [`LAW_FORMS`].
+        space: whether `mu` and `sigma` are moments of perplexity (`"linear"`) or of nll in nats (`"log"`).
+        params: by name: `E` (the floor), `Dc` (scale), `aD` (exponent of D), and the form's own; see `units`.
+        report: how the fit went.
+        points: what it was fitted to; the optimum is trusted within their (mu, sigma), and intervals come from
+            refitting them.
+        model: the model the perplexities come from, if told.
+        model_revision: its commit, or the hash of a local folder's weights, if told.
+        corpus: which corpus the probes were drawn from (an id, a fingerprint), if told.
+    """
+
+    form: str
+    space: Space
+    params: dict[str, float]
+    report: FitReport
+    points: LawPoints
+    model: str | None = None
+    model_revision: str | None = None
+    corpus: str | None = None
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of each parameter; the loss is in nats per token, D in tokens."""
+        return LAW_FORMS[self.form].units(self.space)
+
+    @property
+    def residual_std(self) -> float:
+        """Standard deviation of measured minus fitted loss, nats per token."""
+        return self.report.residual_std
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        return self.points.runs
+
+    @property
+    def num_tokens_range(self) -> tuple[float, float]:
+        """Smallest and largest D among the points."""
+        return float(self.points.num_tokens.min()), float(self.points.num_tokens.max())
+
+    @property
+    def theta(self) -> np.ndarray:
+        """The coefficients of the design matrix: `(ln Dc, aD, ...)`."""
+        _, Dc, *rest = (self.params[name] for name in LAW_FORMS[self.form].param_names(self.space))
+        return np.array([math.log(Dc), *rest])
+
+    def design_matrix(self, mu: Any, sigma: Any, num_tokens: Any) -> np.ndarray:
+        """[`LawForm.design_matrix`] of this law, with its arguments checked.
+
+        Raises:
+            ValueError: mu or num_tokens is not positive, or sigma is not and the form needs ln(sigma).
+        """
+        form = LAW_FORMS[self.form]
+        needs_sigma = any(term.needs_sigma for term in form.terms(self.space))
+        for name, value in (("mu", mu), ("num_tokens", num_tokens), *([("sigma", sigma)] if needs_sigma else [])):
+            if not np.all(np.asarray(value, dtype=float) > 0):
+                raise ValueError(f"{name} must be positive, got {value}.")
+        return form.design_matrix(self.space, mu, sigma, num_tokens)
+
+    def predict(self, mu: Any, sigma: Any, num_tokens: Any) -> Any:
+        """Predicted held-out loss, nats per token, after training on `num_tokens` tokens of a landscape `(mu, sigma)`.
+
+        Numbers or arrays, which broadcast; `mu` and `sigma` are in this law's `space`.
+        """
+        loss = self.params["E"] + np.exp(self.design_matrix(mu, sigma, num_tokens) @ self.theta)
+        return float(loss) if np.ndim(loss) == 0 else loss
+
+    def interval(
+        self, mu: Any, sigma: Any, num_tokens: Any, *, level: float = 0.95, noise: bool = False, seed: int = 0
+    ) -> tuple[Any, Any]:
+        """`(low, high)` of the loss there: of its mean, or with `noise` of one new run. See [`loss_interval`]."""
+        from .intervals import loss_interval  # it refits laws, so it imports this module
+
+        low, high = loss_interval(self, mu, sigma, num_tokens, level=level, noise=noise, seed=seed)
+        return (float(low), float(high)) if low.ndim == 0 else (low, high)
+
+    def predict_interval(
+        self, mu: Any, sigma: Any, num_tokens: Any, level: float = 0.95, *, seed: int = 0
+    ) -> tuple[Any, Any]:
+        """`(low, high)` between which the loss of a new run should fall: [`interval`] with `noise`."""
+        return self.interval(mu, sigma, num_tokens, level=level, noise=True, seed=seed)
+
+    def gain_interval(
+        self, better: tuple[Any, Any], worse: tuple[Any, Any], num_tokens: Any, *, level: float = 0.95, seed: int = 0
+    ) -> tuple[Any, Any, Any]:
+        """`(low, high, probability_positive)` of L(worse) - L(better); both `(mu, sigma)`. See [`law.intervals`]."""
+        from .intervals import gain_interval
+
+        found = gain_interval(self, better, worse, num_tokens, level=level, seed=seed)
+        return tuple(map(float, found)) if found[0].ndim == 0 else found
+
+    def param_intervals(self, *, level: float = 0.95, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """`{name: (low, high)}` of each parameter. See [`law.intervals`]."""
+        from .intervals import param_intervals
+
+        return param_intervals(self, level=level, seed=seed)
+
+    def optimum(self, landscape: PerplexityLandscape, num_tokens: float, **options: Any) -> Optimum:
+        """The (mu, sigma) that this law predicts to be best for a corpus and a budget. See [`find_optimum`]."""
+        from .optimum import find_optimum  # the search needs a law, so it imports this module
+
+        return find_optimum(self, landscape, num_tokens, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        origin = {"model": self.model, "model_revision": self.model_revision, "corpus": self.corpus}
+        head = {"form": self.form, "space": self.space, **origin, "params": dict(self.params), "units": self.units}
+        return {**head, "report": asdict(self.report), "points": self.points.to_rows()}
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> ScalingLaw:
+        """The reverse of [`to_dict`]; laws saved before `model_revision`, `corpus` and `units` were are read too.
+
+        Raises:
+            ValueError: a part is missing, or is not what this form needs.
+        """
+        if missing := [name for name in ("form", "space", "params", "report", "points") if name not in d]:
+            raise ValueError(f"the law lacks {', '.join(missing)}; save it again with ScalingLaw.save.")
+        names = law_form(d["form"], d["space"]).param_names(d["space"])
+        if set(d["params"]) != set(names):
+            raise ValueError(f"the law has parameters {sorted(d['params'])}, form {d['form']!r} has {sorted(names)}.")
+        for name, value in d["params"].items():
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or (name == "Dc" and value <= 0):
+                raise ValueError(f"the law has {name} {value!r}, which no fit gives; the file was changed.")
+        if set(d["report"]) != {field.name for field in fields(FitReport)}:
+            raise ValueError(f"the law's report has {sorted(d['report'])}; save it again with ScalingLaw.save.")
+        params, origin = {name: d["params"][name] for name in names}, (d.get("model_revision"), d.get("corpus"))
+        points = read_law_points(d["points"])
+        return cls(d["form"], d["space"], params, FitReport(**d["report"]), points, d.get("model"), *origin)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save as JSON, with the points it was fitted to."""
+        save_json(path, self.to_dict(), kind="scaling_law", version=_SCHEMA_VERSION)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ScalingLaw:
+        return cls.from_dict(load_json(path, kind="scaling_law", version=_SCHEMA_VERSION))
+
+    def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> Path:
+        """Save `law.json` and a card that says what the law is worth. See [`save_law`]."""
+        from ..hub.law_folder import save_law  # the Hub's client loads when it is needed
+
+        return save_law(self, folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Share the law as a model repository; the URL. See [`push_law_to_hub`]."""
+        from ..hub.law_folder import push_law_to_hub
+
+        return push_law_to_hub(self, repo_id, **options)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **options: Any) -> ScalingLaw:
+        """Load a law from a folder or from the Hub. See [`load_law`]."""
+        from ..hub.law_folder import load_law
+
+        return load_law(name, **options)
+
+    def __repr__(self) -> str:
+        r = self.report
+        return (
+            f"ScalingLaw(form={self.form!r}, space={self.space!r}, R2={r.r2:.3f}, residual_std={r.residual_std:.4f}, "
+            f"num_points={r.num_points}, num_runs={r.num_runs}, model={self.model!r})"
+        )
+
+    def __str__(self) -> str:
+        form, r = LAW_FORMS[self.form], self.report
+        exponent = f"{math.log(self.params['Dc']):.4g} {-self.params['aD']:+.4g}*ln(D)"
+        exponent += "".join(f" {-self.params[term.param]:+.4g}*{term.label}" for term in form.terms(self.space))
+        where = {
+            "linear": "mu, sigma: mean and standard deviation of perplexity",
+            "log": "m, s: mean and standard deviation of nll, in nats",
+        }
+        low, high = self.num_tokens_range
+        lines = [
+            f"loss = {self.params['E']:.4g} + exp({exponent})",
+            f"  form {self.form} in {self.space} space ({where[self.space]};",
+            "  D: training tokens; loss: nats per token)",
+            f"  fitted to {r.num_points} points of {r.num_runs} runs, D from {low:,.0f} to {high:,.0f}: "
+            f"R2 {r.r2:.3f}, residuals {r.residual_std:.4f} nats per token",
+        ]
+        if r.floor_at_bound:
+            lines.append(
+                "  the floor E is at its bound 0: the points show none, so the law is optimistic far beyond their D"
+            )
+        if self.params["aD"] <= 0:
+            lines.append("  aD is not positive: over these points the loss does not fall with D")
+        if not r.converged:
+            lines.append("  the fit did not converge; do not rely on it")
+        return "\n".join(lines)
+
+    def tokens_for(self, loss: Any, mu: Any, sigma: Any) -> Any:
+        """Training tokens of a landscape that bring the loss down to `loss`; infinity if none do.
+
+        See `law.budgets`.
+        """
+        from .budgets import tokens_for
+
+        return tokens_for(self, loss, mu, sigma)
+
+    def marginal_gain(self, mu: Any, sigma: Any, num_tokens: Any) -> Any:
+        """-dL/dD: how far one more training token lowers the loss. See `law.budgets`."""
+        from .budgets import marginal_gain
+
+        return marginal_gain(self, mu, sigma, num_tokens)

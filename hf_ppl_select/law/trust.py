@@ -1,0 +1,118 @@
+"""Where an optimum is sought: what subsets of the corpus can reach, intersected with what the probes vouch for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.spatial import ConvexHull
+
+from ..landscape.attainable import AttainableRegion
+from .scaling_law import ScalingLaw
+
+TRUSTED_MARGIN = 0.03  # how far beyond each probe's mu and sigma the law is trusted, as a share of them
+
+
+@dataclass(frozen=True, eq=False)
+class TrustedRegion:
+    """The convex hull of the probes' (mu, sigma), a little inflated. `vertices` is `(n, 2)`, counter-clockwise."""
+
+    vertices: np.ndarray
+    half_planes: np.ndarray  # (n, 3): a*mu + b*sigma + c <= 0 inside
+
+    def sigma_bounds(self, mu: Any) -> tuple[np.ndarray, np.ndarray]:
+        """`(smallest, largest)` trusted sigma at each mean; NaN outside the hull."""
+        mu = np.asarray(mu, dtype=float)
+        a, b, c = self.half_planes.T
+        steep = np.abs(b) > 1e-12
+        at = -(c[steep] + a[steep] * mu[..., None]) / b[steep]
+        low = np.where(b[steep] < 0, at, -np.inf).max(-1)
+        high = np.where(b[steep] > 0, at, np.inf).min(-1)
+        outside = (mu < self.vertices[:, 0].min()) | (mu > self.vertices[:, 0].max())
+        return np.where(outside, np.nan, low), np.where(outside, np.nan, high)
+
+    def contains(self, mu: Any, sigma: Any, tolerance: float = 1e-6) -> Any:
+        """Whether inside, within `tolerance` as a share of mu and sigma."""
+        mu, sigma = np.asarray(mu, dtype=float), np.asarray(sigma, dtype=float)
+        first, last = self.vertices[:, 0].min(), self.vertices[:, 0].max()
+        near = np.where(np.abs(np.clip(mu, first, last) - mu) <= tolerance * np.abs(mu), np.clip(mu, first, last), mu)
+        low, high = self.sigma_bounds(near)
+        inside = (sigma >= low - tolerance * sigma) & (sigma <= high + tolerance * sigma)
+        return bool(inside) if np.ndim(inside) == 0 else inside
+
+
+def trusted_region(law: ScalingLaw) -> TrustedRegion:
+    """Where `law` interpolates its probes rather than extrapolates them."""
+    return hull_of_probes(*law.points.moments(law.space))
+
+
+def hull_of_probes(mu: np.ndarray, sigma: np.ndarray) -> TrustedRegion:
+    """What probes with these moments, each `(n,)`, vouch for."""
+    # A box around each probe rather than the bare point: probes in a row still span an area.
+    reach_mu, reach_sigma = TRUSTED_MARGIN * mu, TRUSTED_MARGIN * np.maximum(sigma, 1e-3 * mu)
+    corners = [np.stack([mu + i * reach_mu, sigma + j * reach_sigma], 1) for i in (-1, 1) for j in (-1, 1)]
+    hull = ConvexHull(np.concatenate(corners))
+    return TrustedRegion(hull.points[hull.vertices], hull.equations)
+
+
+@dataclass(frozen=True, eq=False)
+class SearchRegion:
+    """The attainable and trusted (mu, sigma), as an interval of sigma for each mu."""
+
+    attainable: AttainableRegion
+    trusted: tuple[TrustedRegion, ...]
+
+    @classmethod
+    def of(cls, attainable: AttainableRegion, *trusted: TrustedRegion) -> SearchRegion:
+        """What is attainable and trusted by all.
+
+        Raises:
+            ValueError: that is nothing; the message says what subsets reach and what the probes cover.
+        """
+        region = cls(attainable, trusted)
+        first, last = region.mu_range
+        if first > last or np.isnan(region.sigma_bounds(_rising(first, last, 513))[0]).all():
+            a, vertices = attainable, [each.vertices for each in trusted]
+            low, high = np.max([v.min(0) for v in vertices], axis=0), np.min([v.max(0) for v in vertices], axis=0)
+            raise ValueError(
+                f"subsets of this size have no moments that the probes cover ({a.space} space): subsets reach "
+                f"mu {a.mu[0]:.4g} to {a.mu[-1]:.4g} and sigma {a.sigma_min.min():.4g} to {a.sigma_max.max():.4g}, "
+                f"the probes mu {low[0]:.4g} to {high[0]:.4g} and sigma {low[1]:.4g} to {high[1]:.4g}. "
+                "Measure probes on this corpus, or change num_tokens."
+            )
+        return region
+
+    @property
+    def mu_range(self) -> tuple[float, float]:
+        """The least and the largest mean; the first is the larger one where nothing is in common."""
+        first = max(self.attainable.mu[0], *(trusted.vertices[:, 0].min() for trusted in self.trusted))
+        last = min(self.attainable.mu[-1], *(trusted.vertices[:, 0].max() for trusted in self.trusted))
+        return float(first), float(last)
+
+    def sigma_bounds(self, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`(smallest, largest)` sigma at each mean; NaN where there is none."""
+        low, high = self.attainable.sigma_bounds(mu)
+        for trusted in self.trusted:
+            low_t, high_t = trusted.sigma_bounds(mu)
+            low, high = np.maximum(low, low_t), np.minimum(high, high_t)
+        low = np.where(low > 0, low, np.minimum(1e-9, high))  # laws take logarithms
+        empty = ~(low <= high)
+        return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+    def grid(
+        self, num_mu: int, num_sigma: int, sigma: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Flat arrays `(mu, sigma)` of points that fill the region and its edges; or those nearest to `sigma(mu)`."""
+        mu = _rising(*self.mu_range, num_mu)
+        low, high = self.sigma_bounds(mu)
+        mu, low, high = (v[~np.isnan(low)] for v in (mu, low, high))
+        if sigma is not None:
+            return mu, np.clip(sigma(mu), low, high)
+        shares = np.linspace(0, 1, num_sigma)
+        return np.repeat(mu, num_sigma), (low[:, None] + (high - low)[:, None] * shares).ravel()
+
+
+def _rising(first: float, last: float, num: int) -> np.ndarray:
+    return np.linspace(first, last, num) if first < last else np.array([first])

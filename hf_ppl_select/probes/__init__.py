@@ -1,0 +1,1 @@
+"""Which short runs to train before a law can be fitted."""

@@ -1,0 +1,157 @@
+"""The rows that can be chosen: scored, inside the guards, not too long, not seen before. The others are counted."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from ..landscape.landscape import PerplexityLandscape
+from ..landscape.targets import check_budget
+from .duplicates import NEAR_THRESHOLD, Deduplicate, check_deduplicate, find_duplicates
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The rows that can be chosen.
+
+    Attributes:
+        rows: their positions in the dataset, rising, int64 `[n]`.
+        perplexity, tokens: of those rows, float64 `[n]`.
+        landscape: of those rows.
+        dropped: the other rows, counted by the first reason that applies.
+        num_rows: of the dataset.
+        sha256: of the columns perplexity and num_tokens of the whole dataset.
+    """
+
+    rows: np.ndarray
+    perplexity: np.ndarray
+    tokens: np.ndarray
+    landscape: PerplexityLandscape
+    dropped: dict[str, int]
+    num_rows: int
+    sha256: str
+
+
+def find_candidates(
+    dataset: Any,
+    num_tokens: float,
+    *,
+    perplexity_column: str = "perplexity",
+    num_tokens_column: str = "num_tokens",
+    text_column: str = "text",
+    min_perplexity: float | None = None,
+    max_perplexity: float | None = None,
+    deduplicate: Deduplicate | None = None,
+    near_threshold: float = NEAR_THRESHOLD,
+    model: str | None = None,
+) -> Candidates:
+    """Read a scored dataset and drop what cannot be chosen; the options are those of `plan_selection`.
+
+    Raises:
+        KeyError, TypeError: see [`read_columns`].
+        ValueError: guards that leave nothing, or a budget that is not positive or above what there is.
+    """
+    check_guards(min_perplexity, max_perplexity)
+    check_deduplicate(deduplicate, near_threshold)
+    perplexity, tokens = read_columns(dataset, perplexity_column, num_tokens_column)
+    digest = hash_columns(perplexity, tokens)
+    landscape = PerplexityLandscape.from_values(perplexity, tokens, model=model)
+    check_budget(num_tokens, landscape.num_tokens)
+    dropped = {"no_perplexity": landscape.num_skipped, "infinite_perplexity": landscape.num_infinite}
+    inside = np.isfinite(perplexity) & (tokens > 0)
+
+    def drop(reason: str, which: np.ndarray) -> None:
+        nonlocal inside
+        dropped[reason] = int((inside & which).sum())
+        inside &= ~which
+
+    if min_perplexity is not None:
+        drop("below_min_perplexity", perplexity < min_perplexity)
+    if max_perplexity is not None:
+        drop("above_max_perplexity", perplexity > max_perplexity)
+    if not inside.any():
+        raise ValueError(
+            f"No chunk has a perplexity between min_perplexity={min_perplexity} and max_perplexity={max_perplexity}; "
+            f"they lie between {np.nanmin(perplexity):.4g} and {np.nanmax(perplexity):.4g}."
+        )
+    shortest = tokens[inside].min()
+    drop("longer_than_budget", tokens > num_tokens)
+    rows = np.flatnonzero(inside)
+    if not len(rows):
+        raise ValueError(f"num_tokens={num_tokens:,} is less than the shortest chunk has ({shortest:,.0f}).")
+    if deduplicate is not None:
+        repeats = find_duplicates(dataset, rows, deduplicate, text_column=text_column, threshold=near_threshold)
+        dropped["near_duplicate" if deduplicate == "near" else "duplicate"] = int(repeats.sum())
+        rows = rows[~repeats]
+    everything = len(rows) == landscape.num_chunks
+    perplexity, tokens = perplexity[rows], tokens[rows]
+    if not everything:
+        landscape = PerplexityLandscape.from_values(perplexity, tokens, model=model)
+        _check_rest(num_tokens, landscape.num_tokens, dropped)
+    return Candidates(rows.astype(np.int64), perplexity, tokens, landscape, dropped, len(inside), digest)
+
+
+def check_guards(min_perplexity: float | None, max_perplexity: float | None) -> None:
+    for name, guard in (("min_perplexity", min_perplexity), ("max_perplexity", max_perplexity)):
+        if guard is not None and not isinstance(guard, Real):
+            raise TypeError(f"{name}={guard!r} must be a number.")
+    low, high = (-np.inf if min_perplexity is None else min_perplexity, max_perplexity)
+    high = np.inf if high is None else high
+    if not low <= high:  # also NaN
+        raise ValueError(
+            f"min_perplexity={min_perplexity} and max_perplexity={max_perplexity} leave nothing between them."
+        )
+
+
+def _check_rest(num_tokens: float, available: int, dropped: dict[str, int]) -> None:
+    if num_tokens > available:
+        counts = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items() if number)
+        raise ValueError(
+            f"num_tokens={num_tokens:,} is more than the {available:,} tokens there are to choose from "
+            f"(dropped rows: {counts}); lower num_tokens, or bring more data."
+        )
+
+
+def hash_columns(*columns: np.ndarray) -> str:
+    """SHA-256 of float64 columns, little-endian, every NaN the same."""
+    digest = hashlib.sha256()
+    for column in columns:
+        digest.update(np.where(np.isnan(column), np.nan, column).astype("<f8").tobytes())
+    return digest.hexdigest()
+
+
+def read_columns(dataset: Any, *names: str) -> tuple[np.ndarray, ...]:
+    """Columns of numbers as float64 `[n]`; None becomes NaN.
+
+    Raises:
+        KeyError: a column is missing.
+        TypeError: a stream, or a dataset of several splits.
+        ValueError: no rows.
+    """
+    present = getattr(dataset, "column_names", None)
+    if isinstance(present, dict):
+        raise TypeError(f"The dataset has splits ({', '.join(present)}); pass one of them, like dataset['train'].")
+    if not hasattr(dataset, "__len__"):
+        raise TypeError(
+            "A stream has no rows to point at; use stream.filter(PerplexitySelector.from_law(...)) instead."
+        )
+    present = list(dataset) if present is None else present
+    for name in names:
+        if name not in present:
+            raise KeyError(
+                f"The dataset has no column {name!r}, it has {', '.join(present) or 'none'}; run "
+                "dataset.map(score_ppl, batched=True) first, or pass perplexity_column= or num_tokens_column=."
+            )
+    if hasattr(dataset, "select_columns"):
+        table = dataset.select_columns(list(names)).with_format("arrow")[:]
+        columns = [table[name].to_numpy() for name in names]
+    else:
+        columns = [dataset[name] for name in names]
+    arrays = tuple(np.array(column, dtype=np.float64) for column in columns)
+    if not len(arrays[0]):
+        raise ValueError("The dataset has no rows, so there is nothing to select.")
+    return arrays

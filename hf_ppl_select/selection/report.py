@@ -1,0 +1,234 @@
+"""What a selection chose, why, and what it reached: the rows, and a report that is enough to choose them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import __version__
+from ..data.saving import load_json, save_json
+from ..landscape.maxent import MaxentSolution
+from ..landscape.targets import Space
+from .replay import align_columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..law.optimum import Optimum
+    from .groups import Groups
+
+SELECTION_VERSION = 2
+_ARRAYS = ("indices", "replay_indices", "is_replay")
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which rows were chosen, why, and what was reached. `report()` is everything but the rows, JSON-able.
+
+    Attributes:
+        indices: chosen rows of the dataset in the order they come, int64 `[num_chunks]`; rising in order "dataset".
+        strategy: how they were chosen.
+        seed: the seed; all that is random depends on it.
+        space: what mu and sigma of the target mean.
+        target: (mu, sigma) aimed at; None for random, low, high, middle.
+        budget: tokens asked for, replay included.
+        num_tokens: tokens chosen from the dataset: with the replay's at most the budget, and less than one chunk
+            below it.
+        num_chunks: rows chosen from the dataset.
+        achieved: mu, sigma (of perplexity), log_mu, log_sigma (of nll), lowest_perplexity and highest_perplexity of
+            the rows chosen from the dataset.
+        corpus: mu, sigma, log_mu, log_sigma, num_chunks, num_tokens of the rows that could be chosen.
+        dropped: rows that could not be chosen, counted by reason.
+        regimes: for each decile of the perplexities that could be chosen: lowest and highest perplexity, and chunks
+            and tokens chosen.
+        groups: for each group its budget, what could be chosen and what was; None without groups.
+        replay: share, num_chunks and num_tokens of the replay; None without.
+        replay_indices: rows of the replay dataset, in the order they come, int64.
+        is_replay: which rows of the subset are replay, bool `[num_rows]`.
+        order: the order of the rows.
+        projected: a law's optimum was moved to a target that this selection can reach; None without a law.
+        maxent: the solution behind strategy "maxent", without groups.
+        optimum: the law's optimum, if a law gave the target.
+        predicted_loss: the law's loss for the chosen landscape and tokens (without replay), nats per token; None
+            without a law.
+        random_loss: the law's loss for a random subset of the same size.
+        predicted_trusted, random_trusted: whether the law's probes cover those landscapes; if not, it extrapolates.
+        law: form, space, model and parameters of the law.
+        options: what was asked for, to ask for it again.
+        inputs: num_rows of the dataset and the SHA-256 of its perplexities and tokens; the same of the replay's.
+    """
+
+    indices: np.ndarray
+    strategy: str
+    seed: int
+    space: Space
+    target: tuple[float, float] | None
+    budget: float
+    num_tokens: int
+    num_chunks: int
+    achieved: dict[str, float]
+    corpus: dict[str, float]
+    dropped: dict[str, int]
+    regimes: list[dict[str, float]] = field(default_factory=list)
+    groups: list[dict[str, Any]] | None = None
+    replay: dict[str, float] | None = None
+    replay_indices: np.ndarray | None = None
+    is_replay: np.ndarray | None = None
+    order: str = "dataset"
+    projected: bool | None = None
+    maxent: MaxentSolution | None = None
+    optimum: Optimum | None = None
+    predicted_loss: float | None = None
+    random_loss: float | None = None
+    predicted_trusted: bool | None = None
+    random_trusted: bool | None = None
+    law: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the subset, replay included."""
+        return self.num_chunks + (len(self.replay_indices) if self.replay_indices is not None else 0)
+
+    def apply(self, dataset: Dataset, replay_dataset: Dataset | None = None) -> Dataset:
+        """The subset, a plain `Dataset`: rows of the dataset by index, no text is copied.
+
+        Replay rows come mixed in, with the dataset's columns; `subset.add_column("replay", plan.is_replay)` marks
+        them.
+
+        Raises:
+            ValueError: the replay dataset is missing, or lacks columns of the dataset.
+        """
+        chosen = dataset.select(self.indices)
+        if self.replay_indices is None:
+            return chosen
+        if replay_dataset is None:
+            raise ValueError("This selection has replay rows; pass replay_dataset= too.")
+        from datasets import concatenate_datasets
+
+        general = align_columns(replay_dataset.select(self.replay_indices), dataset)
+        place = np.empty(self.num_rows, dtype=np.int64)
+        place[~self.is_replay] = np.arange(len(chosen))
+        place[self.is_replay] = len(chosen) + np.arange(len(general))
+        return concatenate_datasets([chosen, general]).select(place)
+
+    def report(self) -> dict[str, Any]:
+        """All but the rows, of which it holds a hash: with the same dataset it says how to get the same subset."""
+        report = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _ARRAYS}
+        for name in ("maxent", "optimum"):
+            report[name] = None if report[name] is None else asdict(report[name])
+        report["package_version"] = __version__
+        report["indices_sha256"] = _hash_rows(self.indices)
+        if self.replay_indices is not None:
+            report["replay_indices_sha256"] = _hash_rows(self.replay_indices)
+            report["is_replay_sha256"] = _hash_rows(np.flatnonzero(self.is_replay))
+        return json.loads(json.dumps(report, allow_nan=False, default=_plain_number))
+
+    def __str__(self) -> str:
+        lines = [summarize(self.report())]
+        if (optimum := self.optimum) is not None:
+            interval = ""
+            if optimum.gain_interval is not None:
+                interval = ", 95 % interval: {:.4f} to {:.4f}".format(*optimum.gain_interval)
+            lines.append(f"Gain at the law's optimum{interval}, {optimum.verdict}.")
+        return "\n".join(lines)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save the report as JSON (kind "selection")."""
+        save_json(path, self.report(), kind="selection", version=SELECTION_VERSION)
+
+
+def summarize(report: Mapping[str, Any]) -> str:
+    """What was aimed at, what was reached and what the law predicts, in a few lines."""
+    names, unit = (
+        (("log_mu", "log_sigma"), "nll (nats)") if report["space"] == "log" else (("mu", "sigma"), "perplexity")
+    )
+    lines = [
+        f"Selected {report['num_chunks']:,} of {report['corpus']['num_chunks']:,} chunks, {report['num_tokens']:,} of "
+        f"{report['budget']:,} tokens asked for (strategy {report['strategy']}, seed {report['seed']})."
+    ]
+    if replay := report.get("replay"):
+        lines.append(f"Replay: {replay['num_chunks']:,} rows, {replay['num_tokens']:,} tokens, mixed in.")
+    if dropped := [f"{number:,} {reason}" for reason, number in report["dropped"].items() if number]:
+        lines.append(f"Not to choose from: {', '.join(dropped)}.")
+    lines.append(f"{unit + ':':<14}mean      standard deviation")
+    rows = {"corpus": [report["corpus"][n] for n in names], "target": report["target"]}
+    rows["subset"] = [report["achieved"][n] for n in names]
+    lines += [f"  {name:<12}{row[0]:<10.4g}{row[1]:.4g}" for name, row in rows.items() if row]
+    if report.get("projected"):
+        lines.append("The law's optimum is on the edge of reach, or beyond; the target is the nearest inside.")
+    for group in (report.get("groups") or [])[:20]:
+        lines.append(f"  {group['group']!s:<24}{group['num_tokens']:>12,} of {group['corpus_tokens']:,} tokens")
+    if report.get("groups") and len(report["groups"]) > 20:
+        lines.append(f"  and {len(report['groups']) - 20:,} more groups")
+    if report.get("predicted_loss") is not None and report.get("random_loss") is not None:
+        loss, random = report["predicted_loss"], report["random_loss"]
+        lines.append(
+            f"Predicted loss {loss:.4f} nats per token; random subset {random:.4f}: gain {random - loss:.4f}."
+        )
+    return "\n".join(lines)
+
+
+def load_report(path: str | os.PathLike) -> dict[str, Any]:
+    """The report that [`Selection.save`] wrote."""
+    return load_json(path, kind="selection", version=SELECTION_VERSION)
+
+
+def _plain_number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be saved as JSON.")
+
+
+def _hash_rows(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+
+
+def describe_moments(perplexity: np.ndarray) -> dict[str, float]:
+    """`Selection.achieved` of chosen perplexities."""
+    nll = np.log(perplexity)
+    numbers = (perplexity.mean(), perplexity.std(), nll.mean(), nll.std(), perplexity.min(), perplexity.max())
+    names = ("mu", "sigma", "log_mu", "log_sigma", "lowest_perplexity", "highest_perplexity")
+    return {name: float(number) for name, number in zip(names, numbers)}
+
+
+def describe_regimes(perplexity: np.ndarray, tokens: np.ndarray, chosen: np.ndarray) -> list[dict[str, float]]:
+    """`Selection.regimes`: what was chosen of each decile of the perplexities; a value on an edge is in the lower."""
+    edges = np.quantile(perplexity, np.linspace(0, 1, 11))
+    place = np.clip(np.searchsorted(edges, perplexity[chosen], side="left") - 1, 0, 9)
+    counts, sums = np.bincount(place, minlength=10), np.bincount(place, tokens[chosen], minlength=10)
+    return [
+        {"low": float(low), "high": float(high), "num_chunks": int(number), "num_tokens": int(total)}
+        for low, high, number, total in zip(edges[:-1], edges[1:], counts, sums)
+    ]
+
+
+def describe_groups(
+    groups: Groups, perplexity: np.ndarray, tokens: np.ndarray, chosen: np.ndarray, budgets: np.ndarray
+) -> list[dict[str, Any]]:
+    """`Selection.groups`."""
+    of_chosen = groups.take(chosen)
+    ones = np.ones(len(groups.codes))
+    columns = {
+        "corpus_chunks": groups.sum(ones),
+        "corpus_tokens": groups.sum(tokens),
+        "budget": budgets,
+        "num_chunks": of_chosen.sum(ones[chosen]),
+        "num_tokens": of_chosen.sum(tokens[chosen]),
+    }
+    mean = of_chosen.sum(perplexity[chosen]) / np.maximum(columns["num_chunks"], 1)
+    deviation = of_chosen.sum((perplexity[chosen] - mean[of_chosen.codes]) ** 2) / np.maximum(columns["num_chunks"], 1)
+    described = []
+    for k, name in enumerate(groups.names):
+        row = {"group": name} | {column: round(float(values[k])) for column, values in columns.items()}
+        some = row["num_chunks"] > 0
+        row |= {"mu": float(mean[k]) if some else None, "sigma": float(np.sqrt(deviation[k])) if some else None}
+        described.append(row)
+    return described

@@ -1,0 +1,228 @@
+"""The selector: a stateless filter that is three numbers and a seed, for shards and streams."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.saving import load_json, save_json
+from ..landscape.landscape import PerplexityLandscape
+from ..landscape.maxent import farthest_possible, inclusion_probability, solve_maxent
+from ..landscape.targets import FAR_OFF, Space, check_budget, check_space, check_target, move_inside, out_of_reach
+from .row_hash import uniform_numbers
+
+if TYPE_CHECKING:
+    from ..law.scaling_law import ScalingLaw
+
+_VERSION = 2  # 1 hashed whole numbers as text
+_BLOCK = 1 << 16  # rows decided together: memory does not grow with the batch
+_NEVER = 2.0**-53  # no hash is needed to drop a row of a smaller probability
+
+
+@dataclass(frozen=True)
+class PerplexitySelector:
+    """A stateless filter that keeps a row with probability `w(perplexity)`, decided by a seeded hash of its text.
+
+    `w = sigmoid(lambda_0 + lambda_1 z + lambda_2 z^2)` with `z = (x - centre) / scale`, where x is perplexity or, in
+    log space, its logarithm (nll). The same row is kept or not in any process, batch, shard or order. Rows whose keys
+    are equal share one fate, so remove duplicates first. Rows without a finite perplexity are never kept.
+
+    Attributes:
+        lambdas: the three numbers.
+        centre, scale: mu and sigma of the target.
+        space: "linear" (x = perplexity) or "log" (x = nll, nats).
+        seed: another seed keeps other rows of the same landscape.
+        perplexity_column: the column that holds perplexity.
+        key_column: the column that is hashed: text, or an id. Whole numbers are mixed many at once (splitmix64, some
+            10 ns a row), texts one at a time (keyed BLAKE2b, some 2 us for 600 bytes); see `row_hash`.
+        farthest: rows with |z| above this are never kept: no subset with such moments can hold them. None: no bound.
+        expected_num_tokens: tokens it keeps of the corpus it was made for, in expectation; None if unknown.
+        num_tokens_std: standard deviation of that number (chunks of like perplexity counted as equally long).
+        expected_mu, expected_sigma: moments of what it keeps, in `space`, in expectation.
+        mu_std, sigma_std: standard errors of them, over seeds (to first order: for hundreds of rows kept, and more).
+    """
+
+    lambdas: tuple[float, float, float]
+    centre: float
+    scale: float
+    space: Space = "linear"
+    seed: int = 0
+    perplexity_column: str = "perplexity"
+    key_column: str = "text"
+    farthest: float | None = None
+    expected_num_tokens: float | None = None
+    num_tokens_std: float | None = None
+    expected_mu: float | None = None
+    expected_sigma: float | None = None
+    mu_std: float | None = None
+    sigma_std: float | None = None
+    _version: int = field(default=_VERSION, init=False, repr=False)  # part of the fingerprint `datasets` makes
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lambdas", tuple(float(number) for number in self.lambdas))
+        numbers = (*self.lambdas, self.centre, self.scale, self.farthest or 1.0)
+        if len(self.lambdas) != 3 or not np.isfinite(numbers).all() or self.scale <= 0:
+            raise ValueError(
+                f"A selector needs three finite lambdas, a finite centre and a scale above 0; got {numbers}."
+            )
+        check_space(self.space)
+
+    @classmethod
+    def from_target(
+        cls,
+        mu: float,
+        sigma: float,
+        *,
+        landscape: PerplexityLandscape,
+        num_tokens: float,
+        space: Space = "linear",
+        seed: int = 0,
+        perplexity_column: str = "perplexity",
+        key_column: str = "text",
+    ) -> PerplexitySelector:
+        """The maximum-entropy selector of a subset with mean `mu` and standard deviation `sigma`.
+
+        Args:
+            mu, sigma: the target, of perplexity (`space="linear"`) or of nll in nats (`space="log"`).
+            landscape: of the corpus to be filtered.
+            num_tokens: expected tokens to keep.
+            space, seed, perplexity_column, key_column: see the class.
+
+        Raises:
+            ValueError: a budget that is not positive or above the corpus, or a target that no such subset has.
+        """
+        check_space(space)
+        check_budget(num_tokens, landscape.num_tokens)
+        region = landscape.attainable_region(num_tokens, space)
+        check_target(region, mu, sigma, num_tokens)
+        count, tokens = landscape.sums[:, 0], landscape.sums[:, 1]
+        votes, values, stds = landscape.bin_moments(space)
+        per_chunk = tokens / count
+        farthest = farthest_possible(num_tokens / landscape.tokens_per_chunk)
+        able = np.abs(values - mu) <= farthest * sigma
+        for some in (able, np.ones_like(able)):  # the second where the target is in reach of parts of chunks only
+            if tokens[some].sum() < num_tokens:
+                continue
+            solution = solve_maxent(
+                values[some],
+                mu,
+                sigma,
+                num_tokens,
+                num_tokens=per_chunk[some],
+                counts=count[some],
+                stds=stds[some],
+                weights=landscape.weights,
+            )
+            if solution.error <= FAR_OFF:
+                break
+        else:
+            raise ValueError(out_of_reach(region, mu, sigma, num_tokens))
+        solution = replace(solution, farthest=None if some.all() else farthest)
+        w = np.where(some, solution.inclusion_probability(values), 0.0)
+        # a row is kept or not: variance w (1 - w); ratios (mean, variance) to first order
+        noise = w * (1.0 - w) * votes**2 / count
+        kept_votes = float(votes @ w)
+        squares = (values - solution.mu) ** 2 + stds**2
+        mu_std = np.sqrt(noise @ squares) / kept_votes
+        variance_std = np.sqrt(noise @ (squares - solution.sigma**2) ** 2) / kept_votes
+        return cls(
+            lambdas=solution.lambdas,
+            centre=solution.centre,
+            scale=solution.scale,
+            space=space,
+            seed=seed,
+            perplexity_column=perplexity_column,
+            key_column=key_column,
+            farthest=solution.farthest,
+            expected_num_tokens=solution.num_tokens,
+            num_tokens_std=float(np.sqrt(np.sum(count * per_chunk**2 * w * (1.0 - w)))),
+            expected_mu=solution.mu,
+            expected_sigma=solution.sigma,
+            mu_std=float(mu_std),
+            sigma_std=float(variance_std / (2.0 * solution.sigma)),
+        )
+
+    @classmethod
+    def from_law(
+        cls, law: ScalingLaw, landscape: PerplexityLandscape, num_tokens: float, seed: int = 0, **columns: str
+    ) -> PerplexitySelector:
+        """The selector of the subset that `law` predicts to be best: its optimum for this corpus and budget.
+
+        An optimum on the very edge of what the corpus can give is moved a little inside. `columns` may name
+        `perplexity_column` and `key_column`.
+        """
+        check_budget(num_tokens, landscape.num_tokens)
+        optimum = law.optimum(landscape, num_tokens)
+        region = landscape.attainable_region(num_tokens, law.space)
+        mu, sigma = move_inside(region, optimum.mu, optimum.sigma)
+        return cls.from_target(
+            mu, sigma, landscape=landscape, num_tokens=num_tokens, space=law.space, seed=seed, **columns
+        )
+
+    def inclusion_probability(self, perplexity: Any) -> np.ndarray:
+        """w for perplexities of any shape; 0 where perplexity is NaN, infinite or not positive."""
+        perplexity = np.asarray(perplexity, dtype=np.float64)
+        valid = np.isfinite(perplexity) & (perplexity > 0)
+        safe = np.where(valid, perplexity, 1.0)
+        x = np.log(safe) if self.space == "log" else safe
+        return np.where(valid, inclusion_probability(x, self.lambdas, self.centre, self.scale, self.farthest), 0.0)
+
+    def __call__(self, rows: Any) -> bool | list[bool]:
+        """Decide about one row (a dict) or a batch (a dict of lists): the function for `filter`, batched or not.
+
+        Raises:
+            KeyError: the perplexity or key column is missing.
+            TypeError: a key that cannot be hashed.
+        """
+        perplexity, keys = self._column(rows, "perplexity_column"), self._column(rows, "key_column")
+        if not (isinstance(perplexity, (list, tuple)) or getattr(perplexity, "ndim", 0) > 0):
+            return bool(self.keep([perplexity], [keys])[0])
+        return self.keep(perplexity, keys).tolist()
+
+    def keep(self, perplexity: Any, keys: Any) -> np.ndarray:
+        """Decide about columns: bool `[n]`. Arrays of whole-number keys take some 50 ns a row.
+
+        Args:
+            perplexity: `[n]`; None, NaN and infinity are never kept.
+            keys: `[n]`, what the key column holds.
+
+        Raises:
+            ValueError: the columns differ in length.
+            TypeError: a key that cannot be hashed.
+        """
+        if len(perplexity) != len(keys):
+            raise ValueError(f"perplexity has {len(perplexity)} values, the keys are {len(keys)}.")
+        kept = np.zeros(len(perplexity), dtype=bool)
+        for start in range(0, len(kept), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            w = self.inclusion_probability(np.array(perplexity[rows], dtype=np.float64))
+            here = w >= 1.0
+            open_ = np.flatnonzero((w > _NEVER) & ~here)
+            some = keys[rows]
+            some = some[open_] if isinstance(some, np.ndarray) else [some[i] for i in open_.tolist()]
+            here[open_] = uniform_numbers(some, self.seed, self.key_column) < w[open_]
+            kept[rows] = here
+        return kept
+
+    def _column(self, rows: Any, option: str) -> Any:
+        name = getattr(self, option)
+        if name not in rows:
+            hint = "run dataset.map(score_ppl, batched=True) first, or name" if option[0] == "p" else "name"
+            raise KeyError(
+                f"The rows have no column {name!r}, they have {sorted(rows)}; {hint} another column with "
+                f"dataclasses.replace(selector, {option}=...)."
+            )
+        return rows[name]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save as JSON (kind "perplexity_selector")."""
+        state = {name: value for name, value in asdict(self).items() if name != "_version"}
+        save_json(path, state, kind="perplexity_selector", version=_VERSION)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> PerplexitySelector:
+        """Load what [`~PerplexitySelector.save`] wrote; it selects the same rows."""
+        return cls(**load_json(path, kind="perplexity_selector", version=_VERSION))

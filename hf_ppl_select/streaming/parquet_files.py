@@ -1,0 +1,224 @@
+"""Selection from parquet files larger than memory, in two passes: a landscape, then a filter. Memory stays flat.
+
+The first pass reads two columns of numbers and keeps a sketch. The second asks the stateless selector about each row
+and writes what it keeps, one output file for each input file. Files are read a few thousand rows at a time, on disk or
+anywhere `fsspec` reaches (`hf://datasets/...`, `s3://...`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..data.saving import written_aside
+from ..landscape.landscape import PerplexityLandscape
+from ..selection.candidates import check_guards
+from ..selection.selector import PerplexitySelector
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from .sharded_output import ShardedOutput
+
+_ROWS = 4096  # read together
+_WRITE_BYTES = 32_000_000  # of text and all, gathered before they are written
+_READ_BYTES = 1_000_000  # of a column, read at once from a file
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """Scored chunks in parquet files.
+
+    Attributes:
+        filesystem: of `fsspec`.
+        paths: on it, sorted.
+        perplexity_column, num_tokens_column: what the scorer wrote.
+        min_perplexity, max_perplexity: guards; rows outside do not exist for the passes below, but are counted.
+    """
+
+    filesystem: Any
+    paths: tuple[str, ...]
+    perplexity_column: str = "perplexity"
+    num_tokens_column: str = "num_tokens"
+    min_perplexity: float | None = None
+    max_perplexity: float | None = None
+
+    @classmethod
+    def find(cls, name: str, split: str = "train", **options: Any) -> ParquetFiles:
+        """The parquet files of a dataset.
+
+        Args:
+            name: a file, a folder, a URL of `fsspec`, or a Hub dataset.
+            split: where files are named by split (`data/train-...` or `train/...`), those of this one.
+            options: further attributes.
+
+        Raises:
+            FileNotFoundError: nothing there, or no parquet file of that split.
+        """
+        from fsspec.core import url_to_fs
+
+        check_guards(options.get("min_perplexity"), options.get("max_perplexity"))
+        local = Path(name).expanduser()
+        url = str(local.resolve()) if local.exists() else name
+        if "://" not in name and not local.exists():
+            if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+                raise FileNotFoundError(f"{name} does not exist; give a folder, a .parquet file or a Hub dataset.")
+            url = f"hf://datasets/{name}"
+        filesystem, root = url_to_fs(url)
+        if root.endswith(".parquet"):
+            return cls(filesystem, (root,), **options)
+        found = sorted(filesystem.glob(f"{root.rstrip('/')}/**/*.parquet"))
+        found = [path for path in found if not any(part.startswith(".") for part in path[len(root) :].split("/"))]
+        named = re.compile(rf"/{re.escape(split)}(-[^/]*\.parquet|\.parquet|/)")
+        of_split = [path for path in found if named.search(path[len(root.rstrip("/")) :])]
+        if not of_split and split != "train":
+            raise FileNotFoundError(
+                f"{name} has no parquet file of split {split!r} (like data/{split}-00000.parquet)."
+            )
+        if not found:
+            raise FileNotFoundError(f"{name} has no .parquet file; a streamed selection reads parquet only.")
+        return cls(filesystem, tuple(of_split or found), **options)
+
+    def describe(self) -> list[tuple[str, int]]:
+        """Name and size of each file: to notice that they have changed."""
+        return [(path.rpartition("/")[2], int(self.filesystem.size(path) or 0)) for path in self.paths]
+
+    def check_columns(self, *names: str) -> None:
+        """KeyError if the first file lacks a column."""
+        with self._open(0) as file:
+            _check_columns(self.paths[0], file.schema_arrow.names, names)
+
+    def landscape(self, model: str | None = None) -> tuple[PerplexityLandscape, dict[str, int]]:
+        """The first pass: the landscape inside the guards, and how many rows are outside.
+
+        Raises:
+            KeyError: a file lacks a column.
+            ValueError: no row has a finite perplexity inside the guards.
+        """
+        landscape, dropped = None, {}
+        columns = (self.perplexity_column, self.num_tokens_column)
+        with _bar("Landscape") as bar:
+            for index in range(len(self.paths)):
+                for batch in self._batches(index, bar, len(self.paths), columns):
+                    perplexity, tokens = (_numbers(batch, name) for name in columns)
+                    inside = np.ones(len(perplexity), dtype=bool)
+                    for reason, outside in self._outside(perplexity).items():
+                        dropped[reason] = dropped.get(reason, 0) + int((inside & outside).sum())
+                        inside &= ~outside
+                    part = PerplexityLandscape._from_arrays(perplexity[inside], tokens[inside], "chunks", model, bar.n)
+                    landscape = part if landscape is None else landscape.merge(part)
+        if landscape is None or not len(landscape.bins):
+            raise ValueError(f"no row of {len(self.paths)} parquet files has a finite perplexity inside the guards.")
+        dropped = {"no_perplexity": landscape.num_skipped, "infinite_perplexity": landscape.num_infinite, **dropped}
+        return landscape, dropped
+
+    def write_selected(self, selector: PerplexitySelector, output: ShardedOutput) -> None:
+        """The second pass: write the rows that `selector` keeps, one shard for each file, if it is not there yet.
+
+        Raises:
+            KeyError: a file lacks a column.
+        """
+        import pyarrow.parquet as pq
+
+        missing = output.missing
+        with _bar("Select") as bar:
+            for index in missing:
+                with self._open(index) as file:
+                    schema = file.schema_arrow  # with the features, for `load_dataset`
+                batches = self._batches(index, bar, len(missing))
+                with written_aside(output.paths[index]) as aside, pq.ParquetWriter(aside, schema) as writer:
+                    for table in _gathered(self.keep(selector, batch) for batch in batches):
+                        writer.write_table(table)
+
+    def keep(self, selector: PerplexitySelector, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows of a batch inside the guards that `selector` keeps."""
+        import pyarrow as pa
+
+        mask = selector_mask(selector, batch)
+        for outside in self._outside(_numbers(batch, self.perplexity_column)).values():
+            mask &= ~outside
+        return batch.filter(pa.array(mask))
+
+    def _outside(self, perplexity: np.ndarray) -> dict[str, np.ndarray]:
+        guards = {}
+        if self.min_perplexity is not None:
+            guards["below_min_perplexity"] = perplexity < self.min_perplexity
+        if self.max_perplexity is not None:
+            guards["above_max_perplexity"] = np.isfinite(perplexity) & (perplexity > self.max_perplexity)
+        return guards
+
+    def _open(self, index: int) -> Any:
+        import pyarrow.parquet as pq
+
+        # buffered, a column chunk is read as it is decoded; otherwise all of it at once
+        return pq.ParquetFile(self.filesystem.open(self.paths[index], "rb"), buffer_size=_READ_BYTES, pre_buffer=False)
+
+    def _batches(
+        self, index: int, bar: tqdm, num_files: int, columns: tuple[str, ...] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """One file, some rows at a time; the bar counts them, as if all `num_files` were as long as those so far."""
+        with self._open(index) as file:
+            needed = (self.perplexity_column, self.num_tokens_column)
+            _check_columns(self.paths[index], file.schema_arrow.names, needed)
+            bar.files = getattr(bar, "files", 0) + 1
+            bar.total = (bar.n + file.metadata.num_rows) * num_files // bar.files
+            for batch in file.iter_batches(_ROWS if columns is None else 16 * _ROWS, columns=columns):
+                yield batch
+                bar.update(batch.num_rows)
+
+
+def _check_columns(path: str, present: list[str], needed: tuple[str, ...]) -> None:
+    if missing := [name for name in needed if name not in present]:
+        raise KeyError(
+            f"{path} has no column {missing[0]!r}, it has {', '.join(present)}; score it with recipes/score.py first."
+        )
+
+
+def _bar(what: str) -> tqdm:
+    return tqdm(desc=what, unit=" rows", unit_scale=True, delay=1.0)
+
+
+def selector_mask(selector: PerplexitySelector, batch: pa.RecordBatch | pa.Table) -> np.ndarray:
+    """Which rows of an Arrow batch a selector keeps, bool `[n]`; the same as `dataset.filter(selector, batched=True)`.
+
+    Raises:
+        KeyError: a column the selector reads is missing.
+    """
+    import pyarrow as pa
+
+    _check_columns("the batch", batch.schema.names, (selector.perplexity_column, selector.key_column))
+    perplexity = _numbers(batch, selector.perplexity_column)
+    mask = selector.inclusion_probability(perplexity) > 0  # of the others no key is read
+    keys = batch.column(selector.key_column).filter(pa.array(mask))
+    if pa.types.is_integer(keys.type) and not keys.null_count:
+        keys = keys.to_numpy(zero_copy_only=False)
+    else:
+        keys = keys.to_pylist()
+    mask[mask] = selector.keep(perplexity[mask], keys)
+    return mask
+
+
+def _numbers(batch: Any, name: str) -> np.ndarray:
+    return np.array(batch.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Small batches put together into tables of some size."""
+    import pyarrow as pa
+
+    waiting, size = [], 0
+    for batch in batches:
+        if batch.num_rows:
+            waiting.append(batch)
+            size += batch.nbytes
+        if size > _WRITE_BYTES:
+            yield pa.Table.from_batches(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield pa.Table.from_batches(waiting)

@@ -1,0 +1,191 @@
+"""A dataset written shard by shard: a killed run goes on where it was, and nobody loads it before it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..data.saving import load_json, save_json, written_aside
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+@dataclass(frozen=True)
+class ShardedOutput:
+    """A folder that `load_dataset` reads: data/train-00000-of-00010.parquet and so on, and data/manifest.json.
+
+    Shards are written aside and renamed, and gather in the hidden folder `.unfinished`; [`~ShardedOutput.publish`]
+    makes it `data`. `load_dataset` knows them by their names. A README.md that names them would be a trap: of two
+    local folders with one name it makes `datasets` load the first again.
+
+    Several processes, also on several machines with one file system, may each write some of them: see [`launched_as`].
+    """
+
+    folder: Path
+    num_shards: int
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike,
+        num_shards: int,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        rank: int = 0,
+    ) -> ShardedOutput:
+        """Start a folder, or go on with one.
+
+        Args:
+            folder: the folder to write; made with its parents.
+            num_shards: how many shards there will be.
+            settings: all that decides what is in the shards, JSON-able; kept in the manifest.
+            overwrite: where the folder was written with other settings, remove its shards and start anew.
+            rank: only process 0 starts a folder; others wait until it has.
+
+        Raises:
+            ValueError: it was written with other settings; the message names them.
+            FileExistsError: it has data that was not written here.
+        """
+        output = cls(Path(folder), num_shards)
+        manifest = output._current / "manifest.json"
+        settings = json.loads(json.dumps(settings))
+        if manifest.exists():
+            earlier = load_json(manifest, kind="shards", version=1)
+            names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))
+            if not names:
+                return output
+            if not overwrite and any(output._current.glob("*.parquet")):
+                changed = "; ".join(f"{name} was {earlier.get(name)!r}, is {settings.get(name)!r}" for name in names)
+                raise ValueError(f"{folder} has other settings: {changed}. Use another folder, or overwrite it.")
+            if rank:
+                return output._wait(settings)
+            shutil.rmtree(output._current)
+        elif rank and not output.published:
+            return output._wait(settings)
+        elif output.published or (output.folder.exists() and not output.folder.is_dir()):
+            raise FileExistsError(f"{folder} has data that was not written here; use another folder.")
+        save_json(output._current / "manifest.json", dict(settings), kind="shards", version=1)
+        return output
+
+    def _wait(self, settings: Mapping[str, Any]) -> ShardedOutput:
+        """Until the first process has started the folder with these settings."""
+        while True:
+            for place in (".unfinished", "data"):
+                manifest = self.folder / place / "manifest.json"
+                if manifest.exists() and load_json(manifest, kind="shards", version=1) == settings:
+                    return self
+            time.sleep(0.1)
+
+    @property
+    def published(self) -> bool:
+        return (self.folder / "data").exists()
+
+    @property
+    def _current(self) -> Path:
+        return self.folder / ("data" if self.published else ".unfinished")
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where each shard is or will be."""
+        names = (f"train-{index:05d}-of-{self.num_shards:05d}.parquet" for index in range(self.num_shards))
+        return [self._current / name for name in names]
+
+    @property
+    def missing(self) -> list[int]:
+        """The shards still to write."""
+        return [index for index, path in enumerate(self.paths) if not path.exists()]
+
+    def write(self, index: int, shard: Dataset) -> None:
+        """Write a shard, all of it or nothing."""
+        import pyarrow.parquet as pq
+
+        with written_aside(self.paths[index]) as aside:  # the schema carries the features, for `load_dataset`
+            pq.write_table(shard.with_format("arrow")[:].cast(shard.features.arrow_schema), aside)
+
+    def write_from(self, index: int, folder: str | os.PathLike) -> None:
+        """Write a shard of the parquet files of a folder, in the order of their names, a row group at a time."""
+        import pyarrow.parquet as pq
+
+        parts = sorted(Path(folder).rglob("*.parquet"))
+        schema = pq.read_schema(parts[0])
+        with written_aside(self.paths[index]) as aside, pq.ParquetWriter(aside, schema) as writer:
+            for part in parts:
+                with pq.ParquetFile(part) as rows:
+                    for batch in rows.iter_batches():
+                        writer.write_batch(batch.cast(schema))
+
+    def fill(self, shards: Mapping[int, T], read: Callable[[T], R], finish: Callable[[R], Dataset]) -> None:
+        """Write some shards: `finish(read(what))` for each index and what it is made of.
+
+        `read` runs in a thread, one shard ahead of `finish`: a GPU need not wait for a tokenizer.
+        """
+        todo = list(shards.items())
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(read, todo[0][1]) if todo else None
+            for (index, _), next_ in zip(todo, [*todo[1:], None]):
+                found = following.result()
+                following = ahead.submit(read, next_[1]) if next_ else None
+                self.write(index, finish(found))
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Some columns of all shards, whole in memory."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        def tables():
+            return [pq.read_table(path, columns=list(columns)) for path in self.paths]
+
+        try:
+            found = tables()
+        except FileNotFoundError:
+            if not self.published:
+                raise
+            found = tables()  # another process with the same settings published the shards meanwhile
+        return pa.concat_tables(found)
+
+    def publish(self) -> None:
+        """Make `data` of the shards, in one step; nothing happens where that is done.
+
+        Raises:
+            FileNotFoundError: a shard is missing.
+        """
+        if self.missing:
+            raise FileNotFoundError(f"{self.folder} lacks {len(self.missing)} of {self.num_shards} shards.")
+        for leftover in self._current.glob(".*.partial"):  # of a write that was killed
+            leftover.unlink()
+        self._current.rename(self.folder / "data")
+
+
+def launched_as() -> tuple[int, int, int]:
+    """`(rank, number of processes, rank on this machine)`, as `accelerate launch` and `torchrun` tell each process.
+
+    Where a scheduler starts the processes, set `RANK` and `WORLD_SIZE` for each. Alone: `(0, 1, 0)`.
+
+    Raises:
+        ValueError: the environment's numbers do not fit together.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= rank < size:
+        raise ValueError(f"The environment says RANK={rank} of WORLD_SIZE={size}: ranks go from 0 to {size - 1}.")
+    return rank, size, int(os.environ.get("LOCAL_RANK", rank))
+
+
+def hash_rows(rows: Dataset) -> str:
+    """A hash of all that is in the rows: equal for equal rows, wherever they were loaded from."""
+    digest = hashlib.sha256()
+    for table in rows.with_format("arrow").iter(1000):
+        digest.update(json.dumps(table.to_pydict(), default=repr).encode())
+    return digest.hexdigest()

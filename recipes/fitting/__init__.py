@@ -1,0 +1,1 @@
+"""Helpers of fit_law.py."""

@@ -1,0 +1,123 @@
+"""What `fit_law.py` prints and draws of a law: how sure it is, where the optimum is, and what is worth doing next."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_ppl_select.data.saving import load_json, save_json
+from hf_ppl_select.law.budgets import exhausted_at, gain_by_budget
+from hf_ppl_select.law.fit import fit_scaling_law
+from hf_ppl_select.law.intervals import check_intervals, param_intervals
+from hf_ppl_select.law.optimum import general_points
+from hf_ppl_select.probes.plan import precision_by_runs
+
+if TYPE_CHECKING:
+    from hf_ppl_select import PerplexityLandscape, ScalingLaw
+    from hf_ppl_select.law.optimum import Optimum
+    from hf_ppl_select.probes.plan import ProbePlan
+
+
+def print_law(law: ScalingLaw) -> None:
+    """The law, and its parameters with 95 % intervals where there are runs enough."""
+    print(law)
+    if problem := check_intervals(law):
+        print(f"{problem}\n")
+        return
+    print("  parameter      value   95 % interval")
+    for name, (low, high) in param_intervals(law).items():
+        print(f"  {name:9} {law.params[name]:10.4g}   {low:.4g} to {high:.4g}")
+    print(flush=True)
+
+
+def best_landscape(
+    law: ScalingLaw, landscape: PerplexityLandscape, rows: list[dict[str, Any]], script_args, training_args, model_args
+) -> Optimum:
+    """Find the optimum at the budget, under the bound on forgetting if there is one, and print it."""
+    longest = script_args.budget or min(law.num_tokens_range[1], landscape.num_tokens)
+    options = {}
+    if script_args.max_forgetting is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="aD is")  # the general loss rises with D: forgetting
+            options["general_law"] = fit_scaling_law(general_points(rows), space=law.space, model=law.model)
+        base = script_args.base_general_loss
+        if base is None:
+            base = _base_general_loss(script_args, training_args, model_args)
+        options["max_general_loss"] = base + script_args.max_forgetting
+        print(f"general loss of the base model: {base:.4f}; its law has the form {options['general_law'].form}")
+    optimum = law.optimum(landscape, longest, **options)
+    print(f"{optimum}\n", flush=True)
+    return optimum
+
+
+def _base_general_loss(script_args, training_args, model_args) -> float:
+    """The base model's loss on the general text, nats per token; measured once and kept in base.json."""
+    if script_args.general_eval_file is None:
+        raise ValueError("--max_forgetting needs the base model's general loss: --general_eval_file, or the number.")
+    path = Path(training_args.output_dir) / "base.json"
+    asked = {"model": model_args.model_name_or_path, "general_eval_file": script_args.general_eval_file}
+    if path.exists():
+        known = load_json(path, kind="base_loss", version=1)
+        if all(known[name] == value for name, value in asked.items()):
+            return known["general_loss"]
+    from hf_ppl_select.data.load import load_texts
+    from hf_ppl_select.likelihood.engine import load_model
+    from hf_ppl_select.scoring.perplexity import evaluate_perplexity
+
+    texts = load_texts(script_args.general_eval_file, training_args.dataset_text_field)[0]
+    model, tokenizer = load_model(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        dtype=model_args.dtype or "auto",
+        device="cpu" if training_args.use_cpu else None,
+    )
+    loss = evaluate_perplexity(model, tokenizer, texts["text"][:]).nll_per_token
+    save_json(path, {**asked, "general_loss": loss}, kind="base_loss", version=1)
+    return loss
+
+
+def print_planning(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Optimum, plan: ProbePlan | None) -> None:
+    """What other budgets gain, where the corpus is exhausted, and what other probes of the same cost would tell."""
+    print("   tokens     share   gain over random (95 % interval)   random needs")
+    budgets = [optimum.num_tokens * 4.0**power for power in (-1, 0, 1, 2, 3)]
+    for row in gain_by_budget(law, landscape, [b for b in budgets if b <= landscape.num_tokens]):
+        budget = row["num_tokens"]
+        head = f"{budget:11,.0f}  {row['share']:6.1%}   "
+        if row["problem"]:
+            print(f"{head}no optimum: {row['problem'].split('(')[0].strip()}")
+            continue
+        between = "" if row["gain_low"] is None else f"({row['gain_low']:.4f} to {row['gain_high']:.4f})"
+        needs = "never" if row["random_tokens"] is None else f"{row['random_tokens'] / budget:.3g} x the tokens"
+        warning = "" if row["random_trusted"] else "   random extrapolated"
+        print(f"{head}{row['gain']:.4f} {between:24}   {needs}{warning}")
+    print(f"{exhausted_at(law, landscape)}\n", flush=True)
+    if check_intervals(law) or not law.design_matrix(*landscape.moments(law.space), 1.0).shape[-1] > 2:
+        return
+    total = plan.total_tokens if plan else law.num_tokens_range[1] * len(law.runs)
+    rows = [row for row in precision_by_runs(law, landscape, total, optimum.num_tokens) if row["problem"] is None]
+    if not rows:
+        return
+    print(f"If this law were true, probes of {total:,.0f} tokens in all would know the gain at this budget so well:")
+    print("  runs   tokens each   width of its 95 % interval   excludes 0   lost by following their law")
+    for row in rows:
+        width = f"{row['gain_width']:.4f} (gain {row['gain']:.4f})"
+        head = f"{row['num_runs']:6}   {row['tokens_per_run']:11,}   {width:27}"
+        print(f"{head} {row['detection']:9.0%}   {row['regret']:.4f}")
+    print(flush=True)
+
+
+def plot_law(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Optimum, folder: Path) -> None:
+    """The law's surface, its predictions against what was measured, and its loss against training tokens."""
+    if not find_spec("matplotlib"):
+        return
+    from hf_ppl_select.plots.plots import plot_law_surface, plot_loss_against_tokens, plot_predicted_against_measured
+
+    plot_law_surface(law, landscape, optimum, path=folder / "law_surface.png")
+    plot_predicted_against_measured(law, path=folder / "predicted_against_measured.png")
+    smallest, largest = law.num_tokens_range
+    longest = min(4 * largest, 0.5 * landscape.num_tokens)
+    if longest > smallest:  # else the corpus is hardly larger than a probe
+        path = folder / "loss_against_tokens.png"
+        plot_loss_against_tokens(law, landscape, num_tokens_range=(smallest, longest), path=path)

@@ -1,0 +1,209 @@
+"""What `fit_law.py` does for its probes: choose them, train each on its chunks in order, record law points on the way.
+
+One process trains all of them into points.jsonl; several at once (Ray, a job array) each write a file of their own.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_ppl_select.data.saving import load_json, save_json
+from hf_ppl_select.law.points import LawPoints, append_law_points, read_law_points
+from hf_ppl_select.probes.design import ProbeTarget, design_probes, prefix_points, probe_order
+from hf_ppl_select.probes.plan import ProbePlan, plan_probes
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import ModelConfig, SFTConfig
+
+    from hf_ppl_select import PerplexityLandscape
+
+
+def design_runs(script_args, dataset: Dataset, landscape: PerplexityLandscape, seed: int) -> ProbePlan:
+    """Which probes, how long, measured when: as the options say, or chosen for --total_tokens."""
+    if script_args.total_tokens is not None:
+        if script_args.num_tokens is not None or script_args.ladder is not None:
+            raise ValueError(
+                "--total_tokens chooses the probes' num_tokens and ladder; leave --num_tokens, --ladder out."
+            )
+        options = {"num_runs": script_args.num_probes, "space": script_args.probe_space, "seed": seed}
+        plan = plan_probes(landscape, script_args.total_tokens, **options)
+        num_runs, num_tokens, ladder = len(plan.probes), plan.tokens_per_run, plan.ladder
+    else:
+        num_runs = 8 if script_args.num_probes is None else script_args.num_probes
+        num_tokens = 1_000_000 if script_args.num_tokens is None else script_args.num_tokens
+        ladder = script_args.ladder or [num_tokens // 4, num_tokens // 2, num_tokens]
+    probes = design_probes(
+        dataset["perplexity"][:],
+        dataset["num_tokens"][:],
+        num_runs=num_runs,
+        tokens_per_run=num_tokens,
+        space=script_args.probe_space,
+        seed=seed,
+    )
+    return ProbePlan(tuple(probes), num_tokens, tuple(sorted(ladder)))
+
+
+def check_same_settings(
+    folder: Path, script_args, training_args, model_args, dataset: Dataset, plan: ProbePlan
+) -> str:
+    """Refuse to add law points to a folder that holds points of other settings: they would not compare.
+
+    Returns:
+        What names the corpus: its dataset and a hash of its perplexities.
+
+    Raises:
+        ValueError: naming the settings that changed.
+    """
+    training = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "seed")
+    perplexities = np.asarray(dataset["perplexity"][:], dtype=np.float64)
+    settings = {
+        "model": model_args.model_name_or_path,
+        "use_peft": model_args.use_peft,
+        "perplexities": hashlib.sha256(perplexities.tobytes()).hexdigest(),
+        "eval_file": script_args.eval_file,
+        "general_eval_file": script_args.general_eval_file,
+        "num_tokens": plan.tokens_per_run,
+        "ladder": plan.ladder,
+        "probes": [asdict(probe) for probe in plan.probes],
+        **{name: getattr(training_args, name) for name in training},
+    }
+    settings = json.loads(json.dumps(settings))
+    path = folder / "settings.json"
+    if path.exists():
+        known = load_json(path, kind="probe_settings", version=1)
+        if changed := [name for name in settings if known.get(name, settings[name]) != settings[name]]:
+            raise ValueError(
+                f"{folder} holds probes made with another {', '.join(changed)}. Go back to those settings to "
+                "continue them, or choose another --output_dir."
+            )
+    else:
+        save_json(path, settings, kind="probe_settings", version=1)
+    return f"{script_args.dataset_name} (perplexities sha256:{settings['perplexities'][:16]})"
+
+
+def train_probes(plan: ProbePlan, dataset: Dataset, folder: Path, script_args, training_args, model_args) -> None:
+    """Train what is missing: here one by one, as Ray tasks, or only --probe_index; nothing with --fit_only.
+
+    Raises:
+        ValueError: no such probe, or --fit_only and some are missing.
+    """
+    index, num_probes = script_args.probe_index, len(plan.probes)
+    if index is not None and not 0 <= index < num_probes:
+        raise ValueError(f"--probe_index {index}: the {num_probes} probes are numbered from 0 to {num_probes - 1}.")
+    missing = {i: plan.probes[i].run for i in range(num_probes) if not _is_done(folder, plan, plan.probes[i])}
+    if index is None and script_args.fit_only:
+        if missing:
+            which = ", ".join(f"{i} ({run})" for i, run in missing.items())
+            raise ValueError(
+                f"{len(missing)} of {num_probes} probes are missing or not finished in {folder}: {which}. Train each "
+                "with --probe_index, or all of them by leaving --fit_only out."
+            )
+        return
+    if index is None and script_args.ray:
+        if missing:
+            from fitting.ray_probes import train_with_ray
+
+            train_with_ray(str(Path(__file__).parents[1] / "fit_law.py"), sys.argv[1:], missing)
+        return
+    from hf_ppl_select.data.load import load_texts
+
+    column = training_args.dataset_text_field
+    held_out = {"texts": load_texts(script_args.eval_file, column)[0]}
+    if script_args.general_eval_file:
+        held_out["general_texts"] = load_texts(script_args.general_eval_file, column)[0]
+    for i, probe in enumerate(plan.probes):
+        if index is None or i == index:
+            print(
+                f"Probe {i + 1} of {num_probes}: {probe.run}, mu {probe.mu:.3f}, sigma {probe.sigma:.3f}", flush=True
+            )
+            if i in missing:
+                path = folder / "points.jsonl" if index is None else _own_points(folder, probe)
+                run_probe(probe, dataset, plan.ladder, folder, path, training_args, model_args, held_out)
+
+
+def collect_points(folder: Path, plan: ProbePlan) -> LawPoints:
+    """The law points of all probes, in points.jsonl: those of probes that had a file of their own are added to it."""
+    path = folder / "points.jsonl"
+    for probe in plan.probes:
+        own = _own_points(folder, probe)
+        if own.exists():
+            rows = read_law_points(own).to_rows()
+            known = read_law_points(path).to_rows() if path.exists() else []
+            append_law_points(path, [row for row in rows if row not in known])
+    return read_law_points(path)
+
+
+def _own_points(folder: Path, probe: ProbeTarget) -> Path:
+    return folder / "probes" / probe.run / "points.jsonl"
+
+
+def _is_done(folder: Path, plan: ProbePlan, probe: ProbeTarget) -> bool:
+    """Whether one of the tables holds as many points of the probe as the ladder has rungs."""
+    paths = [path for path in (folder / "points.jsonl", _own_points(folder, probe)) if path.exists()]
+    return any(sum(read_law_points(path).run == probe.run) >= len(plan.ladder) for path in paths)
+
+
+def run_probe(
+    probe: ProbeTarget,
+    dataset: Dataset,
+    ladder: Sequence[int],
+    folder: Path,
+    points: Path,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    held_out: Mapping[str, Any],
+) -> None:
+    """Train one probe from the base model, measuring at each rung into the table `points`."""
+    from trl import get_peft_config
+
+    from hf_ppl_select import select_subset
+    from trainer_callbacks import ScalingLawCallback, TokensPerSecondCallback
+    from training.cpu_trainer import sft_trainer_class
+
+    target = {"target": (probe.mu, probe.sigma), "space": probe.space} if probe.strategy == "maxent" else {}
+    subset = select_subset(dataset, num_tokens=max(ladder), strategy=probe.strategy, seed=training_args.seed, **target)
+    subset = subset.select(probe_order(subset["perplexity"][:], seed=training_args.seed))
+    moments = prefix_points(subset["perplexity"][:], subset["num_tokens"][:], ladder)
+
+    args = copy.deepcopy(training_args)
+    args.output_dir = str(folder / "probes" / probe.run)
+    args.run_name = probe.run
+    args.train_sampling_strategy = "sequential"  # the order above gives each prefix the landscape of the whole
+    args.packing = False
+    args.include_num_input_tokens_seen = "non_padding"
+    args.model_init_kwargs = {"dtype": model_args.dtype, "revision": model_args.model_revision}
+    trainer = sft_trainer_class(args)(
+        model=model_args.model_name_or_path,
+        args=args,
+        train_dataset=subset.select_columns([args.dataset_text_field]),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.add_callback(ScalingLawCallback(trainer, points, probe.run, ladder=ladder, moments=moments, **held_out))
+    TokensPerSecondCallback.replace_bar_of(trainer)
+    trainer.train()
+    del trainer
+    gc.collect()
+
+
+def format_comparison(comparison: Sequence[Mapping[str, Any]]) -> str:
+    """The forms as a table, best out of sample first."""
+    lines = ["form            space   params   R2     error of a run left out (nats, ± standard error)"]
+    for row in comparison:
+        name = f"{row['form']:15} {row['space']:7} {row['num_params']:6}"
+        if row["problem"]:
+            lines.append(f"{name}   {row['problem']}")
+        else:
+            chosen = "  <- chosen" if row.get("chosen") else ""
+            lines.append(f"{name}   {row['r2']:.3f}  {row['loo_mae']:.4f} ± {row['loo_se']:.4f}{chosen}")
+    return "\n".join(lines)

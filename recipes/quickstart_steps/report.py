@@ -1,0 +1,199 @@
+"""The quickstart's evaluation of one model, and its report: one table, every number with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fitting.probe_runs import format_comparison
+from hf_ppl_select import PerplexityLandscape, ScalingLaw
+from hf_ppl_select.benchmarks import BenchmarkResults
+from hf_ppl_select.data.load import load_rows
+from hf_ppl_select.data.saving import load_json, save_json, write_atomically
+from hf_ppl_select.law.intervals import check_intervals
+from hf_ppl_select.plots.plots import plot_landscape
+
+if TYPE_CHECKING:
+    from quickstart import QuickstartArguments
+
+TEXT_SETS = {"held_out": "domain loss", "general": "general loss"}
+METRICS = {"choice_accuracy_norm": "accuracy", "choice_bits_per_byte": "bits per byte of the right answer"}
+
+
+def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path) -> None:
+    """Likelihoods of the held-out and general texts, and the benchmarks; nothing to do if both are there.
+
+    float32 weights, bfloat16 autocast where it is fast: the same arithmetic for the base model and trained ones.
+    """
+    if (folder / "texts.json").exists() and (folder / "benchmarks.json").exists():
+        print(f"{folder} is there: nothing to do", flush=True)
+        return
+    import torch
+
+    from hf_ppl_select import run_benchmarks
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
+    from hf_ppl_select.scoring.perplexity import evaluate_perplexity
+    from quickstart_steps.data import fast_bfloat16
+
+    model, tokenizer = load_model(str(model_name), dtype="float32")
+    engine = LikelihoodEngine(model, autocast_dtype=torch.bfloat16 if fast_bfloat16() else None)
+    found = {}
+    for name in TEXT_SETS:
+        scored = evaluate_perplexity(model, tokenizer, load_rows(str(texts[name]))["text"][:], engine=engine)
+        found[name] = {"nll_sum": scored.nll_sum.tolist(), "num_tokens": scored.num_tokens.tolist()}
+        print(f"{TEXT_SETS[name]} {scored.nll_per_token:.4f} nats per token", flush=True)
+    benchmarks = [str(texts["ontology_questions"])] if "ontology_questions" in texts else []
+    run_benchmarks(model, tokenizer, [*benchmarks, "general_questions"], engine=engine).save(
+        folder / "benchmarks.json"
+    )
+    save_json(folder / "texts.json", found, kind="text_likelihoods", version=1)
+
+
+def write_report(
+    folder: Path, args: QuickstartArguments, texts: dict[str, Path], runs: list[str], seconds: float
+) -> Path:
+    """Write report.md; returns its path."""
+    law = ScalingLaw.load(folder / "law" / "law.json")
+    landscape = PerplexityLandscape.load(folder / "scored" / "landscape.json")
+    forms = load_json(folder / "law" / "comparison.json", kind="law_comparison", version=1)["forms"]
+    groups = {
+        "base": ["base"],
+        "random": [run for run in runs if "random" in run],
+        "selected": [run for run in runs if "maxent" in run],
+    }
+    selected = PerplexityLandscape.from_dataset(load_rows(str(folder / "maxent")))
+    plot_landscape(landscape, subset=selected, path=folder / "landscape.png")
+    sections = [
+        "# Quickstart: did selecting by perplexity pay?",
+        _setting(args, landscape),
+        "## What it bought",
+        _results_table(folder / "evaluations", groups, args.num_seeds),
+        "## What was selected",
+        _composition_table(folder),
+        "![landscape](landscape.png)",
+        "## What the law said",
+        f"```\n{format_comparison(forms)}\n\n{law}\n\n{law.optimum(landscape, args.num_tokens)}\n```",
+        _predictions(folder, law, groups),
+        "![law surface](law/law_surface.png)\n\n![predicted against measured](law/predicted_against_measured.png)",
+        "![loss against tokens](law/loss_against_tokens.png)",
+        f"Made in {seconds:.0f} s (finished steps of an earlier run not counted).",
+    ]
+    path = folder / "report.md"
+    write_atomically(path, "\n\n".join(sections) + "\n")
+    return path
+
+
+def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
+    corpus = args.dataset_name or "definitions of the Human Phenotype Ontology"
+    dirt = (
+        f" A share of {args.dirty:.0%} of it is dirt put there on purpose (seed {args.seed}): near-duplicates, "
+        "boilerplate and garbled text in equal parts."
+        if args.dataset_name is None and args.dirty
+        else ""
+    )
+    return (
+        f"{args.model or 'SmolLM2-135M-Instruct'} on {landscape.num_chunks:,} chunks of {args.chunk_length} tokens "
+        f"({corpus}).{dirt} Continual pre-training on {args.num_tokens:,} tokens each: a random subset, and the "
+        "subset that the law chose. The law's probes cost "
+        f"{args.num_probes} x {args.probe_tokens:,} tokens more."
+    )
+
+
+def _results_table(folder: Path, groups: dict[str, list[str]], num_seeds: int) -> str:
+    """A row per measure; the last columns hold selected minus random, paired, and what that says."""
+    lines = ["| | base | random | selected | selected − random | |", "|---|---:|---:|---:|---:|---|"]
+    for name, title in TEXT_SETS.items():
+        sets = {group: [_read_texts(folder / run, name) for run in members] for group, members in groups.items()}
+        tokens = sets["base"][0][1]
+        nll = {group: np.mean([likelihoods[0] for likelihoods in runs], axis=0) for group, runs in sets.items()}
+        cells = [_nats_per_token(nll[group], tokens) for group in groups]
+        paired = _nats_per_token(nll["selected"] - nll["random"], tokens)
+        lines.append(_row(f"{title} (nats per token, {len(tokens)} texts)", [*cells, paired], lower_is_better=True))
+    results = {
+        g: [BenchmarkResults.load(folder / run / "benchmarks.json") for run in runs] for g, runs in groups.items()
+    }
+    for name in results["base"][0].benchmarks:
+        for metric, title in METRICS.items():
+            cells = [
+                _mean([run.benchmarks[name].metrics[metric] for run in results[group]])
+                for group in ("base", "random", "selected")
+            ]
+            pairs = zip(results["selected"], results["random"])
+            paired = _mean([ours.paired_difference(theirs)[name][metric] for ours, theirs in pairs])
+            count = len(results["base"][0].benchmarks[name].records)
+            label = f"{name}: {title} ({count} questions)"
+            lines.append(_row(label, [*cells, paired], lower_is_better="bits" in metric))
+    seeds = "one training run each" if num_seeds == 1 else f"the mean of {num_seeds} training runs each"
+    note = (
+        "95 % intervals by bootstrap over texts or questions, the last ones paired. They do not cover the training "
+        f"seed ({seeds}); two draws of chunks alone can differ by 0.01 to 0.02 nats."
+    )
+    return "\n".join(lines) + f"\n\n{note}"
+
+
+def _read_texts(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    found = load_json(folder / "texts.json", kind="text_likelihoods", version=1)[name]
+    return np.array(found["nll_sum"]), np.array(found["num_tokens"])
+
+
+def _nats_per_token(nll: np.ndarray, tokens: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
+    """Summed nll over summed tokens, and its 95 % bootstrap interval over texts; the same resamples at each call."""
+    rows = np.random.default_rng(0).integers(len(nll), size=(resamples, len(nll)))
+    low, high = np.quantile(nll[rows].sum(axis=1) / tokens[rows].sum(axis=1), [0.025, 0.975])
+    return float(nll.sum() / tokens.sum()), float(low), float(high)
+
+
+def _mean(estimates: list) -> tuple[float, float, float]:
+    """Of seeds: the mean of values and of interval ends, which is no narrower than the interval of the mean."""
+    return tuple(float(np.mean([getattr(e, end) for e in estimates])) for end in ("value", "low", "high"))
+
+
+def _row(title: str, cells: list[tuple[float, float, float]], lower_is_better: bool) -> str:
+    value, low, high = cells[-1]
+    if low <= 0 <= high:
+        verdict = "no difference established"
+    else:
+        verdict = "selected is better" if (value < 0) == lower_is_better else "selected is worse"
+    numbers = " | ".join(f"{v:.3f} [{lo:.3f}, {hi:.3f}]" for v, lo, hi in cells[:-1])
+    return f"| {title} | {numbers} | {value:+.3f} [{low:+.3f}, {high:+.3f}] | {verdict} |"
+
+
+def _composition_table(folder: Path) -> str:
+    """Share of chunks of each kind, and the landscape, of the corpus and the two subsets."""
+    sets = {name: load_rows(str(folder / place)) for name, place in
+            (("corpus", "scored"), ("random", "random"), ("selected", "maxent"))}  # fmt: skip
+    kinds = {name: Counter(rows["kind"][:]) for name, rows in sets.items()}
+    lines = [f"| | {' | '.join(sets)} |", "|---|" + "---:|" * len(sets)]
+    for kind in sorted(kinds["corpus"]):
+        shares = (f"{kinds[name][kind] / len(rows):.1%}" for name, rows in sets.items())
+        lines.append(f"| {kind} | {' | '.join(shares)} |")
+    landscapes = [PerplexityLandscape.from_dataset(rows) for rows in sets.values()]
+    lines.append("| chunks | " + " | ".join(f"{one.num_chunks:,}" for one in landscapes) + " |")
+    lines.append("| perplexity, mean ± sd | " + " | ".join(f"{x.mu:.1f} ± {x.sigma:.1f}" for x in landscapes) + " |")
+    geometric = (f"{math.exp(x.log_mu):.1f} ×÷ {math.exp(x.log_sigma):.2f}" for x in landscapes)
+    lines.append(f"| perplexity, geometric | {' | '.join(geometric)} |")
+    return "\n".join(lines)
+
+
+def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[str]]) -> str:
+    """The law's prediction of the two runs' domain loss beside what was measured."""
+    problem = check_intervals(law)
+    lines = ["| subset | predicted domain loss | 95 % interval | measured |", "|---|---:|---:|---:|"]
+    for group, strategy in (("random", "random"), ("selected", "maxent")):
+        subset = load_rows(str(folder / strategy))
+        moments = PerplexityLandscape.from_dataset(subset).moments(law.space)
+        num_tokens = sum(subset["num_tokens"][:])
+        interval = "not known"
+        if problem is None:
+            interval = "{:.3f} to {:.3f}".format(*law.predict_interval(*moments, num_tokens))
+        runs = [_read_texts(folder / "evaluations" / run, "held_out") for run in groups[group]]
+        measured = np.mean([nll.sum() / tokens.sum() for nll, tokens in runs])
+        predicted = float(law.predict(*moments, num_tokens))
+        lines.append(f"| {group} | {predicted:.3f} | {interval} | {measured:.3f} |")
+    if problem is not None:
+        lines += ["", f"Without intervals: {problem}"]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Helpers of cpt.py and sft.py."""

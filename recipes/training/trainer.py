@@ -1,0 +1,188 @@
+"""The trainer of cpt.py and sft.py: counts what it trains on, says what is cut, mixes in replay, writes its card."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+from accelerate import PartialState
+from datasets import concatenate_datasets
+
+from training.card import training_card
+from training.cpu_trainer import CpuSFTTrainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import ModelConfig
+
+    from training.run import TrainingRunArguments
+
+
+@dataclass
+class TrainingRows:
+    """What one epoch trains on, replay included: EOS counts, padding does not.
+
+    `num_loss_tokens` are the targets: of prompt and completion those of the completion, and never the first token of
+    a sequence; None for packing_strategy "wrapped", where sequences begin anywhere.
+    """
+
+    num_rows: int = 0
+    num_tokens: int = 0
+    num_loss_tokens: int | None = 0
+    num_truncated_rows: int = 0
+    num_truncated_tokens: int = 0
+    num_rows_without_loss: int = 0
+    num_replay_rows: int = 0
+    num_replay_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Rows of general text, or of the kind that is trained on, to make up a `share` of all tokens (0 to 1)."""
+
+    rows: Dataset
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"--replay must be a share of the tokens between 0 and 1, like 0.05, not {self.share}.")
+
+
+@dataclass
+class CardFacts:
+    """What the model card says beyond what the trainer knows."""
+
+    base_model: str = ""
+    dataset: str = ""
+    recipe: str = ""
+    held_out: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: str, script_args: TrainingRunArguments, model_args: ModelConfig) -> CardFacts:
+        domain = script_args.eval_file or f"{script_args.dataset_name} {script_args.dataset_test_split}"
+        held_out = {"domain": domain, "general": script_args.general_eval_file or ""}
+        return cls(model_args.model_name_or_path, script_args.dataset_name, recipe, held_out)
+
+
+class RecipeTrainer(CpuSFTTrainer):
+    """`SFTTrainer` with exact counts in `training_rows`, a model card with held-out losses, and replay.
+
+    TRL truncates rows in silence, drops those that lose all of their answer, and keeps the others. Here each row is
+    tokenized whole first, so what is lost is known before training.
+    """
+
+    def __init__(self, *args: Any, replay: Replay | None = None, card_facts: CardFacts | None = None, **kwargs: Any):
+        self.replay = replay
+        self.card_facts = card_facts or CardFacts()
+        self.training_rows = TrainingRows()
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if dataset_name == "train":
+            dataset = self._tokenize_whole(dataset, processing_class, args, formatting_func)
+            if self.replay is not None:
+                dataset = self._mix_in(self.replay, dataset, processing_class, args)
+            self._count(dataset, args, packing)
+        return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    def _tokenize_whole(self, dataset, processing_class, args, formatting_func=None) -> Dataset:
+        whole = copy.copy(args)
+        whole.max_length, whole.shuffle_dataset = None, False
+        tokenized = super()._prepare_dataset(dataset, processing_class, whole, False, formatting_func, "train")
+        return tokenized.select_columns(["input_ids", "labels"])
+
+    def _mix_in(self, replay: Replay, dataset: Dataset, processing_class, args) -> Dataset:
+        """Add rows drawn from `replay` until they are its share of all tokens, and shuffle; both by the seed."""
+        wanted = replay.share / (1 - replay.share) * _lengths(dataset).sum()
+        drawn = replay.rows.shuffle(seed=args.seed)
+        num_rows = min(256, len(drawn))
+        while True:  # tokenize no more of a large dataset than it takes
+            tokenized = self._tokenize_whole(drawn.select(range(num_rows)), processing_class, args)
+            tokens = np.cumsum(_lengths(tokenized))
+            if tokens[-1] >= wanted or num_rows == len(drawn):
+                break
+            num_rows = min(len(drawn), math.ceil(1.2 * num_rows * wanted / tokens[-1]))
+        taken = min(int(np.searchsorted(tokens, wanted)) + 1, num_rows)
+        rows = self.training_rows
+        rows.num_replay_rows, rows.num_replay_tokens = taken, int(tokens[taken - 1])
+        if tokens[-1] < wanted:
+            share = tokens[-1] / (tokens[-1] + wanted * (1 - replay.share) / replay.share)
+            self._say(
+                f"The replay dataset has only {tokens[-1]:,} tokens: a share of {share:.4f}, not {replay.share}."
+            )
+        mixed = concatenate_datasets([dataset, tokenized.select(range(taken)).cast(dataset.features)])
+        return mixed.shuffle(seed=args.seed)
+
+    def _count(self, dataset: Dataset, args, packing: bool) -> None:
+        """Fill `training_rows`, and say what does not fit into `max_length`."""
+        splits = packing and args.packing_strategy != "bfd"  # sequences are cut into pieces, and no token is lost
+        longest = args.max_length or math.inf
+        rows = self.training_rows
+        for batch in dataset.with_format("arrow").iter(1000):
+            lengths = pc.list_value_length(batch["labels"]).to_numpy()
+            counted = pc.list_flatten(batch["labels"]).to_numpy() != -100
+            row = np.repeat(np.arange(len(lengths)), lengths)
+            position = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            begins = position == 0
+            if splits:
+                begins |= position % longest == 0
+            else:
+                from_end = not packing and args.truncation_mode == "keep_end"
+                start = np.maximum(lengths - longest, 0)[row] if from_end else 0
+                counted &= (position >= start) & (position < start + longest)
+                begins |= position == start
+                rows.num_truncated_rows += int((lengths > longest).sum())
+                rows.num_truncated_tokens += int(np.maximum(lengths - longest, 0).sum())
+            targets = np.bincount(row[counted & ~begins], minlength=len(lengths))
+            rows.num_rows += len(lengths)
+            fitting = lengths if splits else np.minimum(lengths, longest)
+            if not packing and args.max_length is not None:  # TRL leaves out rows that have nothing to learn
+                fitting = fitting * (np.bincount(row[counted], minlength=len(lengths)) > 0)
+            rows.num_tokens += int(fitting.sum())
+            rows.num_loss_tokens += int(targets.sum())
+            rows.num_rows_without_loss += int((targets == 0).sum())
+        if rows.num_rows_without_loss == rows.num_rows:
+            raise ValueError(
+                f"within --max_length {args.max_length} none of {rows.num_rows:,} rows has a token to learn; raise it."
+            )
+        if rows.num_truncated_rows:
+            lost = rows.num_truncated_tokens / (rows.num_tokens + rows.num_truncated_tokens)
+            end = "beginning" if not packing and args.truncation_mode == "keep_end" else "end"
+            self._say(
+                f"{rows.num_truncated_rows:,} of {rows.num_rows:,} rows are longer than --max_length {longest} "
+                f"tokens: they lose their {end}, {lost:.1%} of all tokens, and {rows.num_rows_without_loss:,} rows "
+                "have nothing left to learn. To keep rows whole raise --max_length; to cut them into pieces instead: "
+                "--packing --packing_strategy bfd_split."
+            )
+        if packing and args.pad_to_multiple_of:
+            self._say("With --packing, --pad_to_multiple_of adds padding that is counted as tokens.")
+        if packing and args.packing_strategy == "wrapped":
+            rows.num_loss_tokens = None
+
+    def _say(self, message: str) -> None:
+        if PartialState().is_main_process:
+            print(message, flush=True)
+
+    def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None) -> None:
+        """Write README.md into the output folder: TRL calls this for each checkpoint and before a push."""
+        if self.is_world_process_zero():
+            card = training_card(
+                name=model_name or self.args.output_dir.rstrip("/").rpartition("/")[2],
+                facts=self.card_facts,
+                rows=self.training_rows,
+                args=self.args,
+                state=self.state,
+                is_adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
+                tags=["generated_from_trainer", *self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+            )
+            card.save(f"{self.args.output_dir}/README.md")
+
+
+def _lengths(dataset: Dataset) -> np.ndarray:
+    """Tokens of each row, int64 `[rows]`."""
+    batches = dataset.select_columns(["input_ids"]).with_format("arrow").iter(1000)
+    return np.concatenate([pc.list_value_length(batch["input_ids"]).to_numpy() for batch in batches]).astype(np.int64)

@@ -1,0 +1,215 @@
+"""Records as parquet, two runs compared by them, calibration, and results as entries for a model on the Hub."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hf_ppl_select.benchmarks import (
+    BenchmarkResult,
+    BenchmarkResults,
+    Record,
+    calibration,
+    calibration_table,
+    compare_records,
+    eval_result_entries,
+    load_records,
+    model_index,
+    save_eval_results,
+)
+from hf_ppl_select.benchmarks.estimates import metric_inputs
+from hf_ppl_select.benchmarks.metric_modules import METRICS, load_metric
+from hf_ppl_select.benchmarks.results import Estimate
+
+
+def a_run(num_right=(30, 20), *, model="base", seed=0, names=("medqa_4options", "medmcqa"), digest="d"):
+    """Two benchmarks of 40 questions; the first `num_right` of each are right."""
+    rng = np.random.default_rng(seed)
+    benchmarks = {}
+    for name, right in zip(names, num_right, strict=True):
+        records = []
+        for i in range(40):
+            scores = -rng.gamma(2.0, 1.0, size=4) - 1.0
+            chosen = 0 if i < right else 1
+            scores[chosen] = scores.max() + 0.5
+            values = tuple(scores.tolist())
+            records.append(Record(i, 0, chosen, values, (1, 2, 3, 4), (1, 2, 3, 5), int(i == 3), f"{digest}{i}"))
+        found = {}
+        for metric in METRICS:
+            value = load_metric(metric).compute(**metric_inputs(records))
+            found[metric] = Estimate(value[metric], value[f"{metric}_low"], value[f"{metric}_high"], value["n"])
+        benchmarks[name] = BenchmarkResult(name, "medical", f"{name}.jsonl", found, tuple(records))
+    return BenchmarkResults(model, benchmarks, {}, 40, 7, 1000, 512, 5)
+
+
+def test_records_survive_and_say_what_they_are(tmp_path):
+    import pyarrow.parquet as pq
+
+    run = a_run()
+    run.save_records(tmp_path / "new" / "records.parquet")
+    found = load_records(tmp_path / "new" / "records.parquet")
+    assert found.records == {name: result.records for name, result in run.benchmarks.items()}
+    assert found.groups == {"medqa_4options": "medical", "medmcqa": "medical"}
+    assert found.settings == {"model": "base", "limit": 40, "seed": 7, "max_length": 512, "num_fewshot": 5}
+    table = pq.read_table(tmp_path / "new" / "records.parquet")
+    assert table.num_rows == 80
+    assert table.column_names[:5] == ["benchmark", "group", "index", "gold", "predicted"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["records.parquet"]  # nothing half-written
+
+
+def test_files_that_are_no_records_are_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pytest.raises(FileNotFoundError, match="no file .*gone.parquet"):
+        load_records(tmp_path / "gone.parquet")
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(ValueError, match="torn.parquet is not a parquet file"):
+        load_records(tmp_path / "torn.parquet")
+    pq.write_table(pa.table({"index": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="other.parquet holds None .* not 'hf_ppl_select/benchmark_records'"):
+        load_records(tmp_path / "other.parquet")
+
+
+def test_comparison_from_files_and_from_results(tmp_path):
+    ours, base = a_run((34, 22), model="adapted", seed=1), a_run((30, 20))
+    for run in (ours, base):
+        run.save_records(tmp_path / f"{run.model}.parquet")
+    found = compare_records(tmp_path / "adapted.parquet", tmp_path / "base.parquet")
+    assert found == compare_records(ours, base)
+    assert (found.ours, found.baseline) == ("adapted", "base")
+    assert list(found.rows) == ["medqa_4options", "medmcqa", "average of medical"]
+    row = found.rows["medqa_4options"]
+    assert (row.ours["choice_accuracy"], row.baseline["choice_accuracy"]) == (34 / 40, 30 / 40)
+    difference = row.differences["choice_accuracy"]
+    assert difference.value == pytest.approx(0.1) and 0 <= difference.low < 0.1 < difference.high
+    assert (row.only_ours, row.only_baseline) == (4, 0)
+    assert row.mcnemar_p == pytest.approx(2 / 2**4)
+    average = found.rows["average of medical"]
+    assert average.differences["choice_accuracy"].value == pytest.approx((4 / 40 + 2 / 40) / 2)
+    assert average.ours["choice_accuracy"] == pytest.approx(56 / 80)
+    assert (average.mcnemar_p, average.only_ours) == (None, None)
+    assert found.rows["medmcqa"].differences == ours.paired_difference(base)["medmcqa"] or ours.seed != 0
+    lines = found.to_markdown().splitlines()
+    assert len(lines) == 5
+    assert "| medqa_4options | 40 | 0.7500 → 0.8500 | +0.1000 [" in lines[2] and "| 4, 0 | 0.125 |" in lines[2]
+    assert lines[4].startswith("| average of medical | 80 | 0.6250 → 0.7000 |") and lines[4].endswith("|  |  |")
+
+
+def test_back_and_forth_mirror_each_other():
+    there, back = (
+        compare_records(*pair).rows["medmcqa"] for pair in ((a_run((30, 25)), a_run()), (a_run(), a_run((30, 25))))
+    )
+    for metric in METRICS:
+        first, second = there.differences[metric], back.differences[metric]
+        assert (first.value, first.low, first.high) == pytest.approx((-second.value, -second.high, -second.low))
+    assert there.mcnemar_p == back.mcnemar_p
+    assert (there.only_ours, there.only_baseline) == (back.only_baseline, back.only_ours)
+
+
+def test_only_the_same_questions_are_compared():
+    ours = a_run()
+    with pytest.raises(ValueError, match="medqa_4options: the two runs did not answer the same questions"):
+        compare_records(ours, a_run(digest="other"))
+    with pytest.raises(ValueError, match="No benchmark in common"):
+        compare_records(ours, a_run(names=("a", "b")))
+    some = compare_records(ours, a_run(names=("medqa_4options", "b")))
+    assert list(some.rows) == ["medqa_4options"]
+    older = a_run()  # saved before questions had digests
+    old_records = tuple(replace(record, digest="") for record in older.benchmarks["medmcqa"].records)
+    older = replace(older, benchmarks={"medmcqa": replace(older.benchmarks["medmcqa"], records=old_records)})
+    assert compare_records(ours, older).rows["medmcqa"].only_ours == 0
+
+
+def test_mcnemar_agrees_with_a_binomial_test():
+    from scipy.stats import binomtest
+
+    metric = load_metric("paired_comparison")
+    for ours, theirs in [(0, 0), (1, 0), (5, 1), (30, 12), (700, 600), (3, 3)]:
+        right, wrong = [-1.0, -2.0], [-2.0, -1.0]
+        found = metric.compute(
+            predictions=[right] * ours + [wrong] * theirs + [right] * 4,
+            baseline_predictions=[wrong] * ours + [right] * theirs + [right] * 4,
+            references=[0] * (ours + theirs + 4),
+            num_resamples=10,
+        )
+        expected = binomtest(ours, ours + theirs).pvalue if ours + theirs else 1.0
+        assert found["mcnemar_p"] == pytest.approx(expected)
+        assert (found["only_predictions"], found["only_baseline"]) == (ours, theirs)
+        assert found["paired_difference"] == pytest.approx((ours - theirs) / (ours + theirs + 4))
+
+
+def test_calibration_by_benchmark():
+    run = a_run()
+    found = calibration(run)
+    probabilities = []
+    for record in run.benchmarks["medmcqa"].records:
+        weights = [math.exp(x) for x in record.log_likelihoods]
+        probabilities.append([weight / sum(weights) for weight in weights])
+    brier = np.mean([(p[0] - 1) ** 2 + sum(x**2 for x in p[1:]) for p in probabilities])
+    assert found["medmcqa"]["choice_calibration_brier"] == pytest.approx(brier)
+    assert found["medmcqa"]["choice_calibration_confidence"] == pytest.approx(np.mean([max(p) for p in probabilities]))
+    lines = calibration_table(run).splitlines()
+    assert lines[3].startswith(f"| medmcqa | {brier:.4f} [") and lines[3].endswith("| 0.5000 |")
+
+
+def test_entries_for_the_hub(tmp_path):
+    import yaml
+    from huggingface_hub import parse_eval_result_entries
+
+    run = a_run(names=("medqa_4options", "mine"))
+    [entry] = eval_result_entries(run, date="2026-01-02")
+    assert (entry.dataset_id, entry.task_id) == ("GBaker/MedQA-USMLE-4-options-hf", "medqa_4options")
+    assert entry.value == 0.75
+    assert entry.notes.startswith(
+        "5-shot, log-likelihood of the choices, 40 questions, drawn with seed 7; 95 % interval"
+    )
+    path = save_eval_results(run, tmp_path / "model", date="2026-01-02")
+    assert path == tmp_path / "model" / ".eval_results" / "hf_ppl_select.yaml"
+    assert parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8"))) == [entry]
+    assert save_eval_results(a_run(names=("mine", "yours")), tmp_path / "own") is None
+    assert not (tmp_path / "own").exists()
+
+
+def test_model_index_for_a_card():
+    from huggingface_hub import ModelCardData
+
+    index = model_index(a_run(names=("medqa_4options", "mine")))
+    assert [(e.dataset_name, e.metric_type) for e in index[:2]] == [
+        ("medqa_4options", "acc"),
+        ("medqa_4options", "acc_norm"),
+    ]
+    assert [e.dataset_type for e in index] == ["GBaker/MedQA-USMLE-4-options-hf"] * 3 + ["mine"] * 3
+    assert index[0].metric_value == 0.75
+    data = ModelCardData(model_name="x", eval_results=index).to_dict()
+    assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.75
+
+
+def test_a_comparison_of_the_recipe(tmp_path, monkeypatch, capsys):
+    import runpy
+    import sys
+    from pathlib import Path
+
+    recipe = str(Path(__file__).resolve().parents[2] / "recipes" / "run_benchmarks.py")
+    for run in (a_run((34, 22), model="adapted"), a_run()):
+        run.save_records(tmp_path / f"{run.model}.parquet")
+    files = [str(tmp_path / "adapted.parquet"), str(tmp_path / "base.parquet")]
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["run_benchmarks.py", *arguments])
+        runpy.run_path(recipe, run_name="__main__")
+
+    call("--compare", *files)
+    shown = capsys.readouterr().out
+    assert "adapted minus base, question by question" in shown and "0.7500 → 0.8500" in shown
+    for arguments, message in [
+        (["--compare", files[0]], "compare takes two files of records, not 1"),
+        (["--compare", files[0], "gone.parquet"], "no file 'gone.parquet'"),
+        ([], "model is needed"),
+        (["--model", "x", "--benchmarks", "general_questions", "--output", "a.parquet"], "must not end in .parquet"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            call(*arguments)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err

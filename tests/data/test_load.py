@@ -1,0 +1,44 @@
+import json
+
+import pytest
+from datasets import Dataset
+
+from hf_ppl_select.data.load import load_answers, load_rows, load_texts
+
+
+def test_rows_from_each_kind_of_file(tmp_path):
+    rows = Dataset.from_dict({"text": ["a", "b"]})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    rows.to_csv(tmp_path / "rows.csv")
+    rows.to_json(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.txt").write_text("a\nline\n\nb\n")
+    rows.save_to_disk(tmp_path / "saved")
+    for name in ("rows.parquet", "rows.csv", "rows.jsonl", "saved"):
+        assert load_rows(str(tmp_path / name))["text"][:] == ["a", "b"]
+    assert load_rows(str(tmp_path / "rows.jsonl"), split="train[1:]")["text"][:] == ["b"]
+    texts, num_empty = load_texts(str(tmp_path / "rows.txt"), "body")  # the only column of a .txt file
+    assert [text.strip() for text in texts["text"]] == ["a\nline", "b"] and num_empty == 0
+    with pytest.raises(ValueError, match="no data"):
+        load_rows(str(tmp_path / "rows.csv"), split="train[5:]")
+    with pytest.raises(ValueError, match="has no split 'train\\[1:\\]'; it has train"):  # never the whole instead
+        load_rows(str(tmp_path / "saved"), split="train[1:]")
+
+
+def test_answers_keep_braces_and_drop_rows_without_one(tmp_path):
+    rows = [
+        {"prompt": "{x}?", "completion": "y"},
+        {"prompt": None, "completion": "y"},
+        {"prompt": "p", "completion": ""},
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers, num_empty = load_answers(str(file), prompt_template="Q: {prompt}\n")
+    assert answers[:] == {"prompt": ["Q: {x}?\n"], "completion": ["y"]} and num_empty == 2
+
+
+def test_conversations_need_an_assistant_and_lose_other_columns(tmp_path):
+    ask, answer = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+    rows = Dataset.from_dict({"messages": [[ask, answer], [ask]], "text": ["x", "y"]})
+    rows.to_parquet(tmp_path / "chats.parquet")
+    answers, num_empty = load_answers(str(tmp_path / "chats.parquet"))
+    assert answers.column_names == ["messages"] and (len(answers), num_empty) == (1, 1)

@@ -1,0 +1,433 @@
+"""The card, the folder, and pushing with the real client to a Hub on the loopback address."""
+
+import io
+import json
+import re
+import time
+import traceback
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, config, load_dataset
+from huggingface_hub import DatasetCard, constants
+from loopback_hub import LoopbackHub
+
+from hf_ppl_select.hub.push_subset import check_hub_access, push_subset_to_hub, save_subset
+from hf_ppl_select.hub.subset_card import subset_card
+from hf_ppl_select.landscape.landscape import PerplexityLandscape
+from hf_ppl_select.law.fit import fit_scaling_law
+from hf_ppl_select.law.intervals import check_intervals
+from hf_ppl_select.selection.select import plan_selection
+
+TOKEN = "hf_ThisIsTheRightOne"
+MODEL = "HuggingFaceTB/SmolLM2-135M"
+
+
+@pytest.fixture(scope="module")
+def law():
+    """A law fitted to points of a known one, 8 runs of 3 points, with a little noise."""
+    rng = np.random.default_rng(0)
+    points = []
+    for run, mu in enumerate(np.linspace(8, 40, 8)):
+        log_mu, log_sigma = float(np.log(mu)), float(0.1 + 0.05 * (run % 4))
+        for num_tokens in (8_000, 16_000, 32_000):
+            loss = 1.5 + np.exp(2.0 - 0.15 * np.log(num_tokens) - 1.2 * log_mu + 0.18 * log_mu**2)
+            moments = {"mu": mu, "sigma": mu * log_sigma, "log_mu": log_mu, "log_sigma": log_sigma}
+            points.append({"run": f"r{run}", **moments, "num_tokens": num_tokens, "loss": loss + rng.normal(0, 1e-3)})
+    return fit_scaling_law(points, form="log_parabola", space="log", model=MODEL)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """1,500 scored chunks of 100 tokens; the first three are empty texts."""
+    perplexity = np.exp(np.random.default_rng(1).normal(3.0, 0.4, 1500)).tolist()
+    texts = [f'chunk {i} | says “ünïcode”, 中文, "quotes"\nand lines' for i in range(1500)]
+    rows = {"text": ["", "", "", *texts[3:]], "perplexity": [None, None, None, *perplexity[3:]]}
+    return Dataset.from_dict({**rows, "num_tokens": [0, 0, 0, *[100] * 1497]})
+
+
+@pytest.fixture(scope="module")
+def landscape(corpus):
+    return PerplexityLandscape.from_dataset(corpus, model=MODEL)
+
+
+@pytest.fixture(scope="module")
+def selection(corpus, law):
+    return plan_selection(corpus, law=law, num_tokens=20_000, seed=3)
+
+
+@pytest.fixture(scope="module")
+def subset(corpus, selection):
+    return corpus.select(selection.indices)
+
+
+def use_hub(monkeypatch, tmp_path, endpoint, token):
+    """Point the client, which read the environment when it was imported, at an endpoint."""
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    url = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(config, "HF_ENDPOINT", endpoint)
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with LoopbackHub(token=TOKEN) as hub:
+        use_hub(monkeypatch, tmp_path, hub.endpoint, TOKEN)
+        yield hub
+
+
+def assert_card_is_clean(text):
+    for trace in (r"\bNone\b", r"\bnan\b", r"\binf\b", r"\{\{", r"\{%", r"np\.float", r"\|\s*\|\s*\|"):
+        found = re.search(trace, text.replace("|  | chunks", ""))
+        assert not found, text[max(0, found.start() - 80) : found.end() + 80]
+
+
+def section(card, title):
+    return card.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_card_states_every_number_as_what_it_is(selection, law, landscape):
+    report = selection.report()
+    text = subset_card(report, law=law, landscape=landscape, license="cc-by-4.0", source="me/corpus", name="me/sub")
+    assert_card_is_clean(text)
+    data = DatasetCard(text).data.to_dict()
+    assert data["license"] == "cc-by-4.0" and data["source_datasets"] == ["me/corpus"]
+    assert data["size_categories"] == ["n<1K"] and data["pretty_name"] == "sub"
+
+    moments = section(text, "The subset").splitlines()
+    this = next(line for line in moments if "**this subset**" in line)
+    achieved = [f"{report['achieved'][name]:.4g}" for name in ("mu", "sigma", "log_mu", "log_sigma")]
+    assert [cell.strip() for cell in this.split("|")[2:-1]] == ["200", "20,000", *achieved]
+    target = next(line for line in moments if line.startswith("| target"))
+    assert f"| - | - | {selection.target[0]:.4g} | {selection.target[1]:.4g} |" in target  # a target in log space
+    assert "3 without perplexity (empty text)" in text and "seed 3" in text
+
+    table = section(text, "The perplexity landscape of the corpus")
+    assert f"| mean of perplexity (mu) | {landscape.mu:.4g} |" in table
+    assert f"| median of perplexity | {landscape.quantile(0.5):.4g} |" in table
+    assert f"| mean of nll, nats per token | {landscape.log_mu:.4g} |" in table
+    assert f"| standard deviation of perplexity (sigma) | {landscape.sigma:.4g} |" in table
+    assert landscape.mu != pytest.approx(landscape.quantile(0.5), rel=1e-3)  # so that the two could be told apart
+
+    prediction = section(text, "What the law predicts")
+    assert f"{selection.predicted_loss:.4f}" in prediction and f"{selection.random_loss:.4f}" in prediction
+    low, high = selection.optimum.gain_interval
+    assert f"{low:.4f} to {high:.4f}" in prediction
+    assert ("within the noise" in prediction) == selection.optimum.within_noise
+
+    for name, value in law.params.items():
+        assert f"| `{name}` | {value:.6g} |" in section(text, "The scaling law")
+    assert "arxiv.org/abs/2512.21515" in text and "Perplexity cannot see redundancy" in text
+    assert report["indices_sha256"] in text
+
+
+def test_card_of_a_law_without_intervals_says_so(selection, law):
+    points = [row for row in law.points.to_rows() if row["run"] in law.runs[:4]]
+    few = fit_scaling_law(points, form="no_interaction", space="linear")
+    assert check_intervals(few) is None
+    few = fit_scaling_law([row for row in points if row["run"] != law.runs[0]], form="no_interaction", space="linear")
+    text = subset_card(selection.report(), law=few)
+    assert_card_is_clean(text)
+    prediction = section(text, "What the law predicts")
+    assert "There are no intervals: intervals of form 'no_interaction' need 4 or more runs" in prediction
+    assert "for a new measurement" not in prediction and f"{selection.predicted_loss:.4f} |" in prediction
+
+
+def test_card_says_when_the_gain_is_noise(selection, law):
+    report = selection.report()
+    report["optimum"]["within_noise"] = True
+    assert "**This gain is within the noise**" in subset_card(report, law=law)
+    assert "within the noise of the probe runs" in section(subset_card(report, law=law), "Limitations")
+    report["optimum"]["within_noise"] = False
+    assert "within the noise" not in subset_card(report, law=law)
+
+
+def test_the_code_in_the_card_selects_the_same_rows(corpus, selection, law, landscape, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    law.save("law.json")
+    by_target = plan_selection(corpus, target=(22.0, 7.0), num_tokens=20_000, seed=5)
+    low = plan_selection(corpus, num_tokens=9_000, strategy="low")
+    for plan, used_law in ((selection, law), (selection, None), (by_target, None), (low, None)):
+        card = subset_card(plan.report(), law=used_law, landscape=landscape, source="words about the source")
+        code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+        assert f'corpus.map(PerplexityScorer("{MODEL}"), batched=True)' in code
+        code = re.sub(r"^corpus = .*\n", "", code, flags=re.MULTILINE)  # it is scored already
+        names = {"corpus": corpus}
+        exec(code, names)
+        assert names["subset"]["text"] == corpus.select(plan.indices)["text"]
+    hub_code = section(subset_card(selection.report(), source="me/corpus"), "How to reproduce")
+    assert 'load_dataset("me/corpus", split="train")' in hub_code
+
+
+def test_a_composed_subset_says_what_it_is_composed_of(corpus, law, tmp_path):
+    sites = ["a|b" if i % 5 else None for i in range(len(corpus))]
+    dataset = corpus.add_column("site", sites)
+    dataset = dataset.map(lambda row, i: {"text": row["text"] if i % 3 else f"same {i % 30}"}, with_indices=True)
+    general = Dataset.from_dict(
+        {"text": ["wiki"] * 50, "perplexity": [9.0] * 50, "num_tokens": [100] * 50, "site": ["w"] * 50}
+    )
+    options = {"group_by": "site", "min_group_tokens": {None: 5_000}, "deduplicate": "exact", "max_perplexity": 60.0}
+    options |= {"replay": 0.1, "order": "easy_to_hard", "seed": 2}
+    plan = plan_selection(dataset, law=law, num_tokens=20_000, replay_dataset=general, **options)
+    subset = plan.apply(dataset, general)
+    card = (
+        save_subset(subset, tmp_path / "sub", law=law, selection=plan, source="me/corpus") / "README.md"
+    ).read_text()
+    assert_card_is_clean(card.replace("None: 5000", ""))
+    composition = section(card, "Composition")
+    none, site = plan.groups
+    assert f"| (none) | {none['corpus_tokens']:,} | {none['budget']:,} | {none['num_chunks']:,} |" in composition
+    assert f"| a\\|b | {site['corpus_tokens']:,} |" in composition
+    assert composition.count(" to ") >= 10 and "from the lowest perplexity to the highest" in composition
+    assert "2,000 tokens in 20 rows of general text, 10 % of the budget" in composition
+    assert f"{plan.dropped['duplicate']:,} with the text of an earlier one" in card and plan.dropped["duplicate"] > 400
+    assert "Duplicates were removed first" in card and "and 20 rows of general text (2,000 tokens)" in card
+
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    code = re.sub(r"^(corpus|general) = .*\n", "", code, flags=re.MULTILINE).replace('"law.json"', "law_file")
+    names = {"corpus": dataset, "general": general, "law_file": tmp_path / "sub" / "law.json"}
+    exec(code, names)
+    assert names["subset"][:] == subset[:]
+    with pytest.raises(ValueError, match="200 rows and the subset 180"):
+        save_subset(dataset.select(plan.indices), tmp_path / "other", selection=plan)
+
+
+@pytest.mark.parametrize("with_landscape", [False, True])
+@pytest.mark.parametrize("with_law", [False, True])
+def test_what_is_not_known_has_no_section(law, landscape, with_law, with_landscape):
+    parts = {"law": law if with_law else None, "landscape": landscape if with_landscape else None}
+    text = subset_card({"num_chunks": 12_345}, **parts)
+    assert_card_is_clean(text)
+    assert DatasetCard(text).data.to_dict()["size_categories"] == ["10K<n<100K"]
+    assert ("## The scaling law" in text) == with_law
+    assert ("## The perplexity landscape" in text) == with_landscape
+    for title in ("The subset", "What the law predicts", "How to reproduce", "Method"):
+        assert f"## {title}" not in text
+    assert "licence of the source is not recorded" in text and "license" not in DatasetCard(text).data.to_dict()
+
+
+@pytest.mark.parametrize("strategy", ["random", "low", "high", "middle", "regime", "greedy_dos"])
+def test_cards_of_all_strategies(corpus, law, strategy):
+    report = plan_selection(corpus, law=law, num_tokens=5_000, strategy=strategy).report()
+    for used_law in (law, None):
+        text = subset_card(report, law=used_law)
+        assert_card_is_clean(text)
+        assert f"`{strategy}`" in text and "## What the law predicts" in text
+    assert ("no interval for this gain" in text) == (strategy in ("random", "low", "high", "middle"))
+
+
+def test_a_model_folder_is_named_without_its_path(corpus):
+    landscape = PerplexityLandscape.from_dataset(corpus, model="/home/someone/models/tiny-llama")
+    text = subset_card({"num_chunks": 1}, landscape=landscape)
+    assert "`tiny-llama`" in text and "someone" not in text
+
+
+def test_saved_folder_loads_back_equal(subset, selection, law, landscape, tmp_path):
+    folder = save_subset(subset, tmp_path / "sub", law=law, landscape=landscape, selection=selection, license="mit")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "data",
+        "landscape.json",
+        "law.json",
+        "selection.json",
+    ]
+    back = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert back.features == subset.features and back[:] == subset[:]
+    assert (
+        json.loads((folder / "selection.json").read_text())["indices_sha256"] == selection.report()["indices_sha256"]
+    )
+    assert type(law).load(folder / "law.json").params == law.params
+    assert PerplexityLandscape.load(folder / "landscape.json").mu == landscape.mu
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "sub"]  # nothing left beside it
+
+
+def test_saving_without_selection_describes_the_rows(subset, tmp_path):
+    text = (save_subset(subset, tmp_path / "sub") / "README.md").read_text()
+    assert_card_is_clean(text)
+    own = PerplexityLandscape.from_dataset(subset)
+    assert f"| **this subset** | 200 | 20,000 | {own.mu:.4g} | {own.sigma:.4g} |" in text
+    plain = Dataset.from_dict({"text": ["a", "b"]})
+    assert "2 chunks of text, selected" in (save_subset(plain, tmp_path / "plain") / "README.md").read_text()
+
+
+def test_only_a_subset_is_ever_overwritten(subset, tmp_path):
+    save_subset(subset, tmp_path / "sub")
+    with pytest.raises(FileExistsError, match="already holds a subset"):
+        save_subset(subset, tmp_path / "sub")
+    save_subset(subset.select(range(5)), tmp_path / "sub", overwrite=True)
+    assert len(load_dataset(str(tmp_path / "sub"), split="train", cache_dir=str(tmp_path / "cache"))) == 5
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="thesis.tex"):
+        save_subset(subset, mine, overwrite=True)
+    assert (mine / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        save_subset(subset, tmp_path / "file", overwrite=True)
+    (tmp_path / "empty").mkdir()
+    save_subset(subset, tmp_path / "empty")
+
+
+def test_a_failed_save_leaves_what_was_there(subset, law, tmp_path, monkeypatch):
+    save_subset(subset, tmp_path / "sub")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "sub").rglob("*")}
+
+    def full_disk(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(law), "save", full_disk)
+    for folder in ("sub", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            save_subset(subset, tmp_path / folder, law=law, overwrite=True)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "sub").rglob("*")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["sub"]
+
+
+def test_bad_subsets(subset, selection, tmp_path):
+    with pytest.raises(ValueError, match="no rows"):
+        save_subset(subset.select([]), tmp_path / "sub")
+    with pytest.raises(TypeError, match="not dict"):
+        save_subset({"text": ["a"]}, tmp_path / "sub")
+    with pytest.raises(ValueError, match="200 rows and the subset 7"):
+        save_subset(subset.select(range(7)), tmp_path / "sub", selection=selection)
+    assert not list(tmp_path.iterdir())
+
+
+def test_push_card_first_then_data(hub, subset, selection, law, landscape):
+    parts = {"law": law, "landscape": landscape, "selection": selection}
+    url = push_subset_to_hub(subset, "me/sub", **parts, license="cc-by-4.0", source="me/corpus")
+    assert url == f"{hub.endpoint}/datasets/me/sub"
+    repo = hub.repos["me/sub"]
+    assert not repo.private
+    (_, first), (_, second) = repo.commits[1:]
+    assert sorted(first) == ["README.md", "landscape.json", "law.json", "selection.json"]
+    assert sorted(set(second) - set(first)) == ["data/train-00000-of-00001.parquet"]
+
+    readme = hub.file("me/sub", "README.md").decode()
+    assert_card_is_clean(readme)
+    data = DatasetCard(readme).data.to_dict()
+    assert data["dataset_info"]["splits"][0]["num_examples"] == 200
+    assert data["configs"][0]["data_files"][0]["path"] == "data/train-*"
+    assert data["license"] == "cc-by-4.0" and "perplexity" in data["tags"]
+    assert "## What the law predicts" in readme and "## How to reproduce" in readme
+    assert pq.read_table(io.BytesIO(second["data/train-00000-of-00001.parquet"])).to_pydict() == subset[:]
+    assert json.loads(hub.file("me/sub", "law.json"))["params"] == law.params
+
+    everything = b"".join(content for _, files in repo.commits for content in files.values())
+    assert TOKEN.encode() not in everything
+
+
+def test_push_again_and_under_other_names(hub, subset, law):
+    push_subset_to_hub(subset, "sub", law=law, license="mit", private=True)
+    assert list(hub.repos) == ["me/sub"] and hub.repos["me/sub"].private
+    push_subset_to_hub(subset.select(range(9)), "me/sub", license="unknown", private=True)
+    data = DatasetCard(hub.file("me/sub", "README.md").decode()).data.to_dict()
+    assert data["dataset_info"]["splits"][0]["num_examples"] == 9 and data["license"] == "unknown"
+    assert sorted(hub.repos["me/sub"].files()) == ["README.md", "data/train-00000-of-00001.parquet"]  # no stale law
+
+    push_subset_to_hub(subset, "my-org/sub", license="other")
+    with pytest.raises(ValueError, match="exists and is public"):
+        push_subset_to_hub(subset, "my-org/sub", license="other", private=True)
+
+
+@pytest.mark.parametrize(
+    "license, said", [(None, "license is missing.*licence of its source"), ("CC BY 4.0", "not an identifier")]
+)
+def test_licence_is_asked_for_before_any_request(hub, subset, license, said):
+    with pytest.raises(ValueError, match=said):
+        push_subset_to_hub(subset, "me/sub", license=license)
+    assert not hub.requests
+
+
+def test_access_is_checked_before_any_work(hub, monkeypatch, tmp_path):
+    assert check_hub_access("sub") == "me/sub"
+    assert check_hub_access("My-Org/sub") == "My-Org/sub"
+    assert not hub.repos
+
+    with pytest.raises(PermissionError, match="me, whose token this is, may push to me, my-org"):
+        check_hub_access("someone-else/sub")
+    hub.role = "read"
+    with pytest.raises(PermissionError, match="may only read"):
+        check_hub_access("me/sub")
+    hub.role = "fineGrained"  # what such a token may do, only the Hub knows
+    assert check_hub_access("someone-else/sub") == "someone-else/sub"
+    with pytest.raises(ValueError, match="Repo id must"):
+        check_hub_access("a/b/c")
+    hub.fail = {"whoami": 503}
+    with pytest.raises(ConnectionError, match="the Hub answered 503"):
+        check_hub_access("me/sub")
+
+    use_hub(monkeypatch, tmp_path, hub.endpoint, token=None)
+    with pytest.raises(PermissionError, match="there is no Hugging Face token.*hf auth login.*HF_TOKEN"):
+        check_hub_access("me/sub")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="offline mode is on"):
+        check_hub_access("me/sub")
+
+
+@pytest.mark.parametrize("wrong", ["hf_ThisOneIsWrong", "hf_This\nIsTwoLines", "hf_Thïs", "hf This"])
+def test_a_wrong_token_is_refused_and_never_shown(hub, subset, caplog, wrong):
+    with pytest.raises(PermissionError, match="token") as refused:
+        push_subset_to_hub(subset, "me/sub", license="mit", token=wrong)
+    told = "".join(traceback.format_exception(refused.value)) + caplog.text
+    assert wrong not in told and wrong[3:] not in told
+    assert not hub.repos
+
+
+def test_a_hub_that_repeats_the_token_is_not_repeated(hub, monkeypatch, subset):
+    monkeypatch.setattr(hub, "fail", {"repos/create": 403})
+    monkeypatch.setattr(
+        "loopback_hub.json.dumps", lambda payload, dumps=json.dumps: dumps(payload).replace("me/", TOKEN)
+    )
+    with pytest.raises(PermissionError) as refused:
+        push_subset_to_hub(subset, "me/sub", license="mit")
+    assert TOKEN not in str(refused.value)
+
+
+def test_no_hub_there(hub, monkeypatch, subset):
+    hub.stop()
+    started = time.monotonic()
+    with pytest.raises(ConnectionError, match=f"{hub.endpoint} cannot be reached.*HF_ENDPOINT"):
+        push_subset_to_hub(subset, "me/sub", license="mit")
+    assert time.monotonic() - started < 5
+
+
+class NoWaiting:
+    """`time` for the client's retries."""
+
+    sleep = staticmethod(lambda seconds: None)
+
+
+@pytest.mark.parametrize(
+    "fail, said",
+    [
+        ({"repos/create": 500}, "the Hub answered 500"),
+        ({"POST .*/commit/": 500}, "the Hub answered 500"),
+        ({"PUT /lfs": 500}, "the Hub answered 500"),
+        ({"PUT /lfs": 403}, "may not do this"),
+        ({"PUT /lfs": 0}, "cannot be reached"),
+        ({"info/lfs/objects/batch": 502}, "the Hub answered 502"),
+        ({"GET .*/tree/": 0}, "cannot be reached"),
+        ({"POST .*/commit/": 401}, "refuses the token"),
+    ],
+)
+def test_a_push_that_stops_half_way_says_so_and_can_be_repeated(hub, monkeypatch, subset, law, fail, said):
+    monkeypatch.setattr("huggingface_hub.utils._http.time", NoWaiting)
+    hub.fail = fail
+    with pytest.raises((ConnectionError, PermissionError), match=f"stopped half-way.*run it again.*{said}") as stopped:
+        push_subset_to_hub(subset, "me/sub", law=law, license="mit")
+    assert "\n" not in str(stopped.value) and TOKEN not in str(stopped.value)
+    hub.fail = {}
+    push_subset_to_hub(subset, "me/sub", law=law, license="mit")
+    assert sorted(hub.repos["me/sub"].files()) == ["README.md", "data/train-00000-of-00001.parquet", "law.json"]

@@ -1,0 +1,191 @@
+"""fit_law.py: probes from a scored corpus to a law on a tiny model; known points alone; what bad input gets."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = str(ROOT / "recipes" / "fit_law.py")
+WORDS = "fever cough pain heart lung kidney acute chronic the of and in with patients treatment dose risk"
+
+
+def fit_law(*options, cwd):
+    """Run the recipe; its options as strings."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, RECIPE, *map(str, options)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def call(*options):
+    """The recipe in this process, which has imported everything already."""
+    import fit_law as recipe
+    from command_line import parse_options
+
+    recipe.main(*parse_options(recipe.make_parser(), list(map(str, options))))
+
+
+@pytest.fixture
+def scored(tmp_path, tiny_model_dir):
+    from datasets import Dataset
+
+    from hf_ppl_select import PerplexityScorer
+
+    rng, words = np.random.default_rng(0), WORDS.split()
+    texts = [" ".join(rng.choice(words[: rng.integers(2, len(words))], size=12)) for _ in range(240)]
+    dataset = Dataset.from_dict({"text": texts})
+    dataset.map(PerplexityScorer(tiny_model_dir), batched=True).to_parquet(tmp_path / "scored.parquet")
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:10]))
+    return tmp_path / "scored.parquet"
+
+
+def options(scored, model, **changed):
+    named = {
+        "dataset_name": scored,
+        "eval_file": scored.parent / "held_out.jsonl",
+        "model_name_or_path": model,
+        "num_probes": 6,
+        "num_tokens": 1200,
+        "max_length": 128,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "bf16": False,
+        "use_cpu": True,
+        "output_dir": scored.parent / "law",
+    } | changed
+    return [part for name, value in named.items() for part in (f"--{name}", value)]
+
+
+def test_probes_to_law_and_on_after_a_kill(scored, tiny_model_dir):
+    from hf_ppl_select import ScalingLaw
+    from hf_ppl_select.likelihood.model_identity import resolve_revision
+
+    law_path = scored.parent / "law" / "law.json"
+    done = fit_law(*options(scored, tiny_model_dir), cwd=scored.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    law = ScalingLaw.load(law_path)
+    assert law.report.num_runs == 6 and law.report.num_points == 18 and law.model == tiny_model_dir
+    assert law.model_revision == resolve_revision(tiny_model_dir) and law.corpus
+    assert "<- chosen" in done.stdout and "best landscape" in done.stdout
+    assert {path.name for path in law_path.parent.glob("*.png")} >= {
+        "law_surface.png",
+        "predicted_against_measured.png",
+    }
+    rows = [json.loads(line) for line in (law_path.parent / "points.jsonl").read_text().splitlines()]
+    for run in {row["run"] for row in rows}:
+        losses = [row["loss"] for row in rows if row["run"] == run]
+        assert losses == sorted(losses, reverse=True), "a random model learns with every token"
+
+    # As if killed before the last probe's last rung: the others are left alone, that one is trained again
+    kept = "".join(json.dumps(row) + "\n" for row in rows[:-1])
+    (law_path.parent / "points.jsonl").write_text(kept)
+    law_path.unlink()
+    again = fit_law(*options(scored, tiny_model_dir), cwd=scored.parent)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert ScalingLaw.load(law_path).params == pytest.approx(law.params, rel=1e-3)
+    assert again.stdout.count("train_runtime") == 1 < done.stdout.count("train_runtime")
+
+    changed = fit_law(*options(scored, tiny_model_dir, learning_rate=2e-3), cwd=scored.parent)
+    assert changed.returncode == 2 and "another learning_rate" in changed.stderr
+
+
+def test_known_points_need_no_probes(tmp_path, shared_data):
+    points = shared_data / "law_points" / "smollm2_medquad.jsonl"
+    done = fit_law("--points", points, "--num_probes", 0, "--output_dir", tmp_path / "law", "--use_cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "log_parabola    linear       6   0.982  0.0176" in done.stdout
+    assert (tmp_path / "law" / "law.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"eval_file": "missing.jsonl"}, "missing.jsonl"),
+        ({"num_tokens": 10**9}, "10"),
+        ({"num_probes": 2, "num_tokens": 600, "form": "paper"}, "needs at least 8 law points, got 6"),
+        ({"learning_rat": 1}, "learning_rat"),
+    ],
+)
+def test_bad_input_is_one_error_and_no_law(scored, tiny_model_dir, changed, message):
+    done = fit_law(*options(scored, tiny_model_dir, **changed), cwd=scored.parent)
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert not (scored.parent / "law" / "law.json").exists()
+
+
+def test_a_dataset_that_was_never_scored_says_how(tmp_path, tiny_model_dir):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "fever"}\n')
+    (tmp_path / "held_out.jsonl").write_text('{"text": "cough"}\n')
+    done = fit_law(*options(rows, tiny_model_dir), cwd=tmp_path)
+    assert done.returncode == 2 and "dataset.map(score_ppl, batched=True)" in done.stderr
+
+
+def test_one_probe_by_its_index_then_the_rest_then_only_the_fit(scored, tiny_model_dir):
+    """A job array's way: a process trains its own probe into a file of its own; the fit lists what is missing."""
+    folder = scored.parent / "law"
+    few = {"num_probes": 4, "form": "no_interaction", "space": "linear"}
+    one = fit_law(*options(scored, tiny_model_dir, **few, probe_index=2), cwd=scored.parent)
+    assert one.returncode == 0, one.stderr[-3000:]
+    assert one.stdout.count("train_runtime") == 1 and not (folder / "points.jsonl").exists()
+    assert len((folder / "probes" / "probe-01" / "points.jsonl").read_text().splitlines()) == 3
+
+    early = fit_law(*options(scored, tiny_model_dir, **few), "--fit_only", cwd=scored.parent)
+    last = early.stderr.splitlines()[-1]
+    assert early.returncode == 2 and "3 of 4 probes are missing" in last and not (folder / "law.json").exists()
+    assert "0 (random), 1 (probe-00), 3 (probe-02)" in last
+
+    rest = fit_law(*options(scored, tiny_model_dir, **few), cwd=scored.parent)
+    assert rest.returncode == 0, rest.stderr[-3000:]
+    assert rest.stdout.count("train_runtime") == 3 and (folder / "law.json").exists()
+    points = (folder / "points.jsonl").read_text()
+    runs = [json.loads(line)["run"] for line in points.splitlines()]
+    assert len(runs) == 12 and set(runs) == {"random", "probe-00", "probe-01", "probe-02"}
+
+    (folder / "law.json").unlink()
+    call(*options(scored, tiny_model_dir, **few), "--fit_only")
+    assert (folder / "law.json").exists() and (folder / "points.jsonl").read_text() == points
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"probe_index": 6}, "numbered from 0 to 5"),
+        ({"total_tokens": 5000}, "leave --num_tokens, --ladder out"),
+    ],
+)
+def test_options_that_contradict_each_other(scored, tiny_model_dir, changed, message):
+    with pytest.raises(ValueError, match=message):
+        call(*options(scored, tiny_model_dir, **changed))
+
+
+def test_known_points_on_a_corpus_say_where_to_go(tmp_path, shared_data, capsys):
+    """The optimum with its intervals, what random would need, what other budgets gain, and whether probes suffice."""
+    from datasets import Dataset
+
+    nll = np.random.default_rng(0).normal(3.0, 0.42, 3000)
+    corpus = tmp_path / "scored.parquet"
+    Dataset.from_dict({"text": ["x"] * 3000, "perplexity": np.exp(nll), "num_tokens": [128] * 3000}).to_parquet(corpus)
+    points = shared_data / "law_points" / "smollm2_medquad.jsonl"
+    known = ["--points", points, "--num_probes", 0, "--dataset_name", corpus, "--use_cpu", "--bf16", False]
+    call(*known, "--output_dir", tmp_path / "law", "--budget", 32768)
+    printed = capsys.readouterr().out
+    for part in (
+        "parameter      value   95 % interval",
+        "best landscape (interior): m 3.5",
+        "above 0 with probability",
+        "within the noise",
+        "times as many",
+        "ends at",
+        "probes of 327,680 tokens in all",
+    ):
+        assert part in printed, part
+    assert (tmp_path / "law" / "law_surface.png").exists()
+
+    bound = ["--max_forgetting", 0.001, "--base_general_loss", 3.634]
+    with pytest.raises(ValueError, match=r"the least that is predicted is 3\.6"):
+        call(*known, *bound, "--output_dir", tmp_path / "bounded")
+    assert (tmp_path / "bounded" / "law.json").exists(), "the law is good all the same"

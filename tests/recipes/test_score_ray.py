@@ -1,0 +1,95 @@
+"""recipes/score_ray.py on a local Ray of two workers, one of which is killed half-way."""
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+
+import score_ray
+from hf_ppl_select import PerplexityLandscape, PerplexityScorer
+from hf_ppl_select.data.load import load_rows
+
+ray = pytest.importorskip("ray")
+TEXTS = [f"a sentence about number {i} " * (1 + i % 7) for i in range(239)] + [""]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=3, include_dashboard=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def arguments(tmp_path, tiny_model_dir):
+    (tmp_path / "chunks").mkdir()
+    for part in range(4):
+        rows = {"id": range(part * 60, part * 60 + 60), "text": TEXTS[part * 60 : part * 60 + 60]}
+        pq.write_table(pa.table(rows), tmp_path / "chunks" / f"train-{part:05d}.parquet", row_group_size=5)
+    return score_ray.RayScoreArguments(
+        dataset_name=str(tmp_path / "chunks"),
+        model_name_or_path=str(tiny_model_dir),
+        output_dir=str(tmp_path / "scored"),
+        num_actors=2,
+        batch_size=4,
+        files_per_shard=2,
+    )
+
+
+def busy_actors() -> list[int]:
+    """The processes that score a batch: Ray writes what they do into their titles."""
+    ours = {child.pid for child in psutil.Process().children(recursive=True)}
+    titles = {p.pid: "".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
+    return [pid for pid in ours & set(titles) if "MapWorker" in titles[pid] and "submit" in titles[pid]]
+
+
+def test_two_workers_of_which_one_is_killed(cluster, arguments, monkeypatch):
+    killed = []
+
+    def kill_one():
+        while not killed and not time.sleep(0.02):
+            for process in busy_actors()[:1]:
+                os.kill(process, signal.SIGKILL)
+                killed.append(process)
+
+    watcher = threading.Thread(target=kill_one, daemon=True)
+    watcher.start()
+    score_ray.main(arguments)
+    assert killed
+
+    rows = load_rows(arguments.output_dir).sort("id")  # Ray may hand on batches in another order
+    assert rows["id"][:] == list(range(240)) and rows["text"][:] == TEXTS
+    expected = Dataset.from_dict({"text": TEXTS}).map(PerplexityScorer(arguments.model_name_or_path), batched=True)
+    assert rows["nll_sum"][:] == pytest.approx(expected["nll_sum"][:], rel=1e-5)
+    assert rows["num_tokens"][:] == expected["num_tokens"][:]
+    landscape = PerplexityLandscape.load(f"{arguments.output_dir}/landscape.json")
+    assert landscape.num_chunks == 239 and landscape.num_skipped == 1
+    assert landscape.mu == pytest.approx(PerplexityLandscape.from_dataset(expected).mu, rel=1e-5)
+
+    monkeypatch.setattr(ray.data, "read_parquet", lambda *args, **kwargs: pytest.fail("a shard is scored again"))
+    score_ray.main(arguments)  # done: nothing is left to do
+
+
+def test_after_a_failure_it_goes_on_with_the_missing_shards(cluster, arguments, monkeypatch):
+    read, asked = ray.data.read_parquet, []
+
+    def second_fails(paths, **options):
+        asked.append(paths)
+        if len(asked) == 2:
+            raise OSError("the network is down")
+        return read(paths, **options)
+
+    monkeypatch.setattr(ray.data, "read_parquet", second_fails)
+    with pytest.raises(OSError, match="network"):
+        score_ray.main(arguments)
+    with pytest.raises(FileNotFoundError):
+        load_rows(arguments.output_dir)  # nobody takes a part for the whole
+    score_ray.main(arguments)
+    assert asked[2] == asked[1] and len(asked) == 3
+    assert sorted(load_rows(arguments.output_dir)["id"][:]) == list(range(240))

@@ -1,0 +1,90 @@
+"""Callbacks in processes of their own: two at once under torchrun, and one that is killed."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from callback_run import run
+from callback_trainers import GENERAL, comparable, read_rows, same_history, teach
+
+import trainer_callbacks.processes
+from trainer_callbacks.processes import SharedEngine
+
+SCRIPT = Path(__file__).parents[1] / "callback_run.py"
+
+
+def start(model_dir, folder, runs, num_processes=1):
+    launcher = [sys.executable]
+    if num_processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    path = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent), *filter(None, sys.path)])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, str(SCRIPT), model_dir, str(folder), json.dumps(runs)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def found_by(folder, process=0):
+    return json.loads((folder / f"process-{process}.json").read_text())
+
+
+@pytest.fixture
+def taught_dir(tiny_model, tiny_tokenizer, tmp_path):
+    """A model that knows GENERAL, so that it forgets it."""
+    teach(tiny_model, tiny_tokenizer, GENERAL)
+    folder = tmp_path / "taught"
+    tiny_model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_two_processes_log_the_same_and_end_together(taught_dir, tmp_path):
+    bounds = {kind: {"max_forgetting": bound} for kind, bound in (("plain", 0.012), ("sft", 0.012), ("lora", 6e-5))}
+    two = start(taught_dir, tmp_path / "two", bounds, num_processes=2)
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert two.stderr.count("training stops: held-out") == 3  # once for each run, not by each process
+    for kind, options in bounds.items():
+        run(kind, taught_dir, tmp_path / "one", **options)
+        first, second = (found_by(tmp_path / "two" / kind, process) for process in range(2))
+        alone = found_by(tmp_path / "one" / kind)
+        assert comparable(first["log_history"]) == comparable(second["log_history"])  # to the bit
+        assert same_history(first["log_history"], alone["log_history"])  # each scored its share, and has all sums
+        assert first["steps"] == second["steps"] == alone["steps"]
+        assert 0 < alone["steps"] < 8  # the guard has stopped them all
+        shares = np.array([first["calls"], second["calls"]])
+        assert (shares.sum(0) == alone["calls"]).all() and (np.ptp(shares, axis=0) <= 1).all()
+        points = read_rows(tmp_path / "two" / kind / "points.jsonl")
+        assert points == [pytest.approx(row) for row in read_rows(tmp_path / "one" / kind / "points.jsonl")]
+        assert 0 < len(points) <= 2
+
+
+def test_a_problem_in_one_process_ends_all(tiny_model, monkeypatch):
+    tiny_model.model.embed_tokens.weight.data[7] = math.nan
+    sequences = [[1, 2, 3, 4], [1, 7, 3], [1, 2]]
+    told = []
+    monkeypatch.setattr(trainer_callbacks.processes, "gather_object", lambda own: told.extend(own) or told)
+    engines = [SharedEngine(tiny_model, process=process, num_processes=2) for process in range(2)]
+    counted = [range(1, len(ids)) for ids in sequences]
+    with pytest.raises(ValueError, match="process 1: LlamaForCausalLM gives NaN"):
+        engines[1].nll(sequences, counted)
+    with pytest.raises(ValueError, match="process 1: LlamaForCausalLM gives NaN"):
+        engines[0].nll(sequences, counted)  # whose own sequences are sound
+    assert [(own, problem is None) for own, _, problem in told] == [([1], False), ([0, 2], True)]
+
+
+def test_a_killed_process_goes_on_where_it_was(taught_dir, tmp_path):
+    lower = {"max_forgetting": 0.004, "action": "lower_lr"}
+    run("plain", taught_dir, tmp_path / "unbroken", **lower)
+    killed = start(taught_dir, tmp_path / "broken", {"plain": lower | {"kill_at": 7}})
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "broken" / "plain" / "process-0.json").exists()
+    run("plain", taught_dir, tmp_path / "broken", resume=True, **lower)
+    unbroken, broken = tmp_path / "unbroken" / "plain", tmp_path / "broken" / "plain"
+    log = found_by(unbroken)["log_history"]
+    assert same_history(found_by(broken)["log_history"], log)
+    assert min(row.get("forgetting_guard_lr_scale", 1.0) for row in log) < 1.0
+    assert read_rows(broken / "points.jsonl") == read_rows(unbroken / "points.jsonl")
