@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,15 +21,16 @@ from .lm_head import TiledHead, losses_of_logits
 from .models import (
     default_batch_tokens,
     default_device,
-    has_experts,
     keep_freed_memory,
     load_model,
-    mixes_beside_attention,
+    num_positions,
     repeated_blocks,
     to_device,
+    vocabulary_size,
 )
 from .packed_attention import PackedLayout, attends_packed, packed, packs_on_gpu
 from .parallel_batches import LEAST_TOKENS, MOST_WORKERS, num_workers, side_by_side
+from .self_checks import TOLERANCE, check_causal, packing_agrees, tiled_head_agrees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 __all__ = ["LikelihoodEngine", "default_device", "load_model"]
-
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of a self-check, as a share of the largest; else 1e-2
 
 
 class LikelihoodEngine:
@@ -80,6 +79,9 @@ class LikelihoodEngine:
         config = self.causal_lm.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         self.window = min((window for window in windows if window), default=math.inf)
+        self.vocabulary = vocabulary_size(self.causal_lm)
+        self.positions = num_positions(self.causal_lm)
+        self.sample_length = int(min(self.window, self.positions, 40))  # of texts in self-checks
         self.num_workers = num_workers(self.causal_lm)
         self.compiled = False
         self.tiled_head: bool | None = None  # both decided at the first call
@@ -93,8 +95,7 @@ class LikelihoodEngine:
         not right, stay as they are.
         """
         blocks = repeated_blocks(self.causal_lm)
-        vocabulary = self.causal_lm.get_input_embeddings().weight.shape[0]
-        texts = np.random.default_rng(0).integers(vocabulary, size=(2, int(min(self.window, 40)))).tolist()
+        texts = np.random.default_rng(0).integers(self.vocabulary, size=(2, self.sample_length)).tolist()
         counted = [range(1, len(texts[0]))] * 2
         exact = (self.autocast_dtype or self.causal_lm.dtype) in TOLERANCE
         with self.measuring():
@@ -139,7 +140,8 @@ class LikelihoodEngine:
             float64 array `[len(sequences)]`, nats, in input order; 0 where nothing counts.
 
         Raises:
-            ValueError: position 0 is to count, or the model gives NaN.
+            ValueError: position 0 is to count, a token id is not in the vocabulary, the model is not causal, or gives
+                NaN.
             torch.OutOfMemoryError: memory does not hold a single sequence.
         """
         if len(sequences) != len(counted):
@@ -175,17 +177,22 @@ class LikelihoodEngine:
         self.model.eval()
         try:
             with torch.inference_mode():
-                if self.tiled_head is None:
-                    self.tiled_head = self._tiled_head_agrees()
-                    self.packs = self._packing_pays() and self._packing_agrees()
+                if self.packs is None:
+                    self.tiled_head = tiled_head_agrees(self)
+                    check_causal(self)
+                    self.packs = self._packing_pays() and packing_agrees(self)
                 yield
         finally:
             for module in training:
                 module.training = True
 
+    def autocast(self) -> AbstractContextManager:
+        """What the body runs in."""
+        return torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else nullcontext()
+
     def outputs(self, input_ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """Hidden states `[batch, length, hidden]`, or the model's own logits where the tiled head does not apply."""
-        with self._autocast():
+        with self.autocast():
             if self.tiled_head:
                 return self.causal_lm.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
             return self.model(input_ids=input_ids, use_cache=False, **inputs).logits
@@ -227,26 +234,38 @@ class LikelihoodEngine:
         if columns.min() < 1:
             raise ValueError("Position 0 cannot count: nothing comes before it. Prepend a BOS token, or leave it out.")
         lengths = [len(ids) for ids in sequences]
+        inputs = {}
+        attention = nullcontext()
         if self._packs(max(lengths)):
             layout = PackedLayout(lengths, self.device)
             input_ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in sequences])[None]
             at = np.asarray(layout.starts)[rows] + columns
-            with packed(self.causal_lm, layout):
-                outputs = self.outputs(self._to_device(input_ids), position_ids=layout.position_ids)
+            inputs["position_ids"] = layout.position_ids
+            attention = packed(self.causal_lm, layout)
         else:
             input_ids = np.zeros((len(sequences), max(lengths)), dtype=np.int64)  # padding: nothing looks at it
             for row, ids in enumerate(sequences):
                 input_ids[row, : len(ids)] = ids
             at = rows * input_ids.shape[1] + columns
-            outputs = self.outputs(self._to_device(input_ids))
-        targets = self._to_device(input_ids.reshape(-1)[at])
-        return rows, self.losses(outputs.flatten(0, 1)[self._to_device(at - 1)], targets)
+        targets = input_ids.reshape(-1)[at]
+        self._check_ids(input_ids, targets)
+        with attention:
+            outputs = self.outputs(self._to_device(input_ids), **inputs)
+        return rows, self.losses(outputs.flatten(0, 1)[self._to_device(at - 1)], self._to_device(targets))
+
+    def _check_ids(self, input_ids: np.ndarray, targets: np.ndarray) -> None:
+        """A GPU would end the process with an index out of range that names nothing."""
+        rows = self.causal_lm.get_input_embeddings().weight.shape[0]
+        for ids, most, does in ((input_ids, rows, "reads"), (targets, self.vocabulary, "predicts")):
+            if ids.min() < 0 or ids.max() >= most:
+                wrong = ids.min() if ids.min() < 0 else ids.max()
+                raise ValueError(
+                    f"Token id {wrong} is not among the {most} that {type(self.causal_lm).__name__} {does}: is the "
+                    "tokenizer that of the model?"
+                )
 
     def _to_device(self, values: np.ndarray) -> torch.Tensor:
         return to_device(torch.from_numpy(values), self.device)
-
-    def _autocast(self):
-        return torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else nullcontext()
 
     def _packs(self, longest: int) -> bool:
         """Packed attention knows no sliding window and no chunks: only texts that fit into one are packed."""
@@ -263,65 +282,3 @@ class LikelihoodEngine:
         if self.device.type == "cuda":
             return packs_on_gpu(self.device, dtype)
         return self.device.type == "cpu" and dtype == torch.bfloat16
-
-    def _tiled_head_agrees(self) -> bool:
-        """Whether body + head gives the model's own logits on a few tokens.
-
-        The class's `forward` is called, past the autocast that a trainer may have wrapped around the instance. A head
-        that is no plain linear layer is left to the model, as it may start to differ later.
-        """
-        if not TiledHead.fits(self.causal_lm):
-            return False
-        ids = self._sample(16)
-        with self._autocast():
-            expected = type(self.causal_lm).forward(self.causal_lm, input_ids=ids, use_cache=False).logits
-            hidden = getattr(self.causal_lm.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-            if hidden is None or hidden.shape[-1] != self.causal_lm.get_output_embeddings().weight.shape[-1]:
-                return False
-            found = self.head.logits(hidden)
-        if not (agrees := _agree(found, expected)):
-            logger.warning(
-                "%s computes its logits in a way the tiled LM head does not know: scoring with full logits, slower "
-                "and with more memory.",
-                type(self.causal_lm).__name__,
-            )
-        return agrees
-
-    def _packing_agrees(self) -> bool:
-        """Whether two texts in one row get the losses that each gets alone, and none sees the other.
-
-        In bfloat16 they are about 0.07 nats per token apart from those alone. That one does not see the other is
-        exact: whatever stands before it, its losses are the same bits. Experts are multiplied in groups that depend on
-        the whole row, so there it is left to what the model is made of.
-        """
-        if getattr(self.causal_lm, "_is_stateful", False) or mixes_beside_attention(self.causal_lm):
-            return False
-        vocabulary = self.causal_lm.get_input_embeddings().weight.shape[0]
-        window = min(self.window, 40)
-        ids = np.random.default_rng(0).integers(vocabulary, size=2 * window + window // 2)
-        texts = [self._to_device(text[None]) for text in np.split(ids, [window, 2 * window])]
-        layout = PackedLayout([window, window // 2], self.device)
-        alone = torch.cat([self.losses(self.outputs(text)[0, :-1], text[0, 1:]) for text in texts[1:]])
-        try:
-            with packed(self.causal_lm, layout):
-                rows = [
-                    self.outputs(torch.cat([before, texts[2]], dim=1), position_ids=layout.position_ids)[0]
-                    for before in texts[:2]
-                ]
-        except (NotImplementedError, TypeError, RuntimeError) as error:  # another attention, no positions, no kernel
-            logger.info("%s takes no packed rows: %s", type(self.causal_lm).__name__, error)
-            return False
-        others, last = [self.losses(row[window:-1], texts[2][0, 1:]) for row in rows]
-        together = torch.cat([self.losses(rows[1][:window][:-1], texts[1][0, 1:]), last])
-        apart = (together - alone).abs().mean()
-        exact = (self.autocast_dtype or self.causal_lm.dtype) in TOLERANCE
-        return bool(apart <= (1e-3 if exact else 0.2)) and (has_experts(self.causal_lm) or torch.equal(others, last))
-
-    def _sample(self, length: int) -> torch.Tensor:
-        return torch.arange(length, device=self.device)[None] % self.causal_lm.get_input_embeddings().weight.shape[0]
-
-
-def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Within rounding; NaN does not agree."""
-    error = (found - expected).abs().max() / expected.abs().max()
-    return bool(error <= TOLERANCE.get(expected.dtype, 1e-2))

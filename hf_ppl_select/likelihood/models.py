@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,6 +85,19 @@ def repeated_blocks(model: PreTrainedModel) -> list[torch.nn.Module]:
         if isinstance(module, torch.nn.ModuleList) and len({type(block) for block in module}) == 1
     ]
     return max(lists, key=len, default=[])
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """How many token ids a model both reads and predicts; the embeddings on either side may have rows beyond them."""
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    return min(embedding.weight.shape[0] for embedding in embeddings if getattr(embedding, "weight", None) is not None)
+
+
+def num_positions(model: PreTrainedModel) -> float:
+    """How many positions a model has; infinite where its configuration does not say."""
+    config = model.config.get_text_config()
+    names = ("n_positions", "max_position_embeddings", "n_ctx")
+    return next((getattr(config, name) for name in names if getattr(config, name, None)), math.inf)
 
 
 def mixes_beside_attention(model: PreTrainedModel) -> bool:

@@ -19,6 +19,7 @@ import torch
 from .batching import PADDING_SHARE
 from .models import mixes_beside_attention, to_device
 from .packed_attention import packed
+from .self_checks import REFUSALS, takes_positions
 from .token_tree import TokenTree, TreeLayout
 
 if TYPE_CHECKING:
@@ -47,9 +48,6 @@ class SharedPrefixScorer:
         self.engine = engine
         self.branching = branching
         self.window = engine.window  # a mask of our own replaces the model's, so such rows must fit into it
-        config = engine.causal_lm.config.get_text_config()
-        names = ("n_positions", "max_position_embeddings", "n_ctx")
-        self.positions = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
 
     def nll(self, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, bar: tqdm | None = None) -> np.ndarray:
         """Sum -log p(token | tokens before it) over `sequence[start:]`, for each sequence.
@@ -218,20 +216,22 @@ class SharedPrefixScorer:
         if getattr(self.engine.causal_lm, "_is_stateful", False) or mixes_beside_attention(self.engine.causal_lm):
             logger.info("%s carries a state from token to token: scoring without shared prefixes.", name)
             return False
+        if not takes_positions(self.engine):
+            logger.info("%s counts positions for itself: scoring without shared prefixes.", name)
+            return False
         if self._attention() not in ("sdpa", "eager"):
             logger.info("%s uses %s attention: scoring without shared prefixes.", name, self._attention() or "its own")
             return False
-        vocabulary = self.engine.causal_lm.get_input_embeddings().weight.shape[0]
-        longest = int(min(64, self.window, self.positions or 64))
+        longest = int(min(64, self.window, self.engine.positions))
         shared = max(1, 3 * longest // 8)
-        draw = np.random.default_rng(0).integers(vocabulary, size=(3, longest))
+        draw = np.random.default_rng(0).integers(self.engine.vocabulary, size=(3, longest))
         draw[1:, :shared] = draw[0, :shared]
         sequences = sorted(row[: longest - i * (longest - shared) // 3].tolist() for i, row in enumerate(draw))
         starts = [shared] * len(sequences)
         plain = self.engine.nll(sequences, [range(shared, len(ids)) for ids in sequences])
         try:
             tree = self._run(self._one_tree(sequences, starts), len(sequences))
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except REFUSALS as error:
             logger.info("%s cannot read a tree of tokens (%s): scoring without shared prefixes.", name, error)
             return False
         error = (np.abs(tree - plain) / [len(ids) - shared for ids in sequences]).max()
