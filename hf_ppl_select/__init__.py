@@ -6,7 +6,7 @@ Public names load lazily: `import hf_ppl_select` costs milliseconds and does not
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__
 
 _MODULE_OF = {
     "PerplexityScorer": "scoring.perplexity",
@@ -15,7 +15,7 @@ _MODULE_OF = {
     "PerplexityLandscape": "landscape.landscape",
     "ScalingLaw": "law.scaling_law",
     "fit_scaling_law": "law.fit",
-    "compare_scaling_laws": "law.fit",
+    "compare_scaling_laws": "law.comparison",
     "PerplexitySelector": "selection.select",
     "select_subset": "selection.select",
     "run_benchmarks": "benchmarks",
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .data.chunking import chunk_documents
     from .hub.push_subset import push_subset_to_hub
     from .landscape.landscape import PerplexityLandscape
-    from .law.fit import compare_scaling_laws, fit_scaling_law
+    from .law.comparison import compare_scaling_laws
+    from .law.fit import fit_scaling_law
     from .law.scaling_law import ScalingLaw
     from .scoring.perplexity import PerplexityScorer, score_ppl
     from .selection.select import PerplexitySelector, select_subset

@@ -34,7 +34,9 @@ Rows are packed into sequences of `max_length` tokens, and `bfd_split` drops no 
 
 from dataclasses import dataclass
 
-from training.run import TrainingRunArguments
+from hf_ppl_select.data.load import load_texts
+from select_subset import select_on_the_way_in
+from training.options import TrainingRunArguments, check_options
 
 
 @dataclass
@@ -43,15 +45,14 @@ class CptArguments(TrainingRunArguments):
 
 
 def main(script_args, training_args, model_args):
-    from training.run import add_callbacks, check_options, finish_run, load_replay, select_on_the_way_in
-
     # What can be wrong is found before the model loads
     check_options(script_args, training_args, model_args)
 
     from trl import get_peft_config, get_quantization_config
 
-    from hf_ppl_select.data.load import load_texts
-    from training.trainer import CardFacts, RecipeTrainer
+    from training.card import CardFacts
+    from training.run import add_callbacks, finish_run, load_replay
+    from training.trainer import RecipeTrainer
 
     # Load the text to train on and the text to measure on
     column = training_args.dataset_text_field

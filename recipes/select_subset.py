@@ -194,6 +194,32 @@ def stream(args, law, model):
     return selection
 
 
+def select_on_the_way_in(script_args, training_args):
+    """For cpt.py and sft.py, with `num_tokens`: select a subset to train on instead. Its folder, or None.
+
+    It is saved beside the output folder, with its card, as `<output_dir>-subset`; a resumed run takes what is there.
+    """
+    if script_args.num_tokens is None:
+        return None
+    folder = Path(f"{training_args.output_dir.rstrip('/')}-subset")
+    options = SelectArguments(
+        dataset_name=script_args.dataset_name,
+        dataset_config=script_args.dataset_config,
+        dataset_split=script_args.dataset_train_split,
+        law=script_args.law,
+        num_tokens=script_args.num_tokens,
+        strategy=script_args.strategy,
+        seed=training_args.seed,
+        output_dir=str(folder),
+        overwrite=True,
+    )
+    with training_args.main_process_first(local=False, desc="selection"):
+        resumes = training_args.resume_from_checkpoint is not None and (folder / "selection.json").is_file()
+        if training_args.process_index == 0 and not resumes:
+            main(options)
+    return folder
+
+
 def make_parser():
     from trl import TrlParser
 

@@ -37,7 +37,9 @@ processes, interruptions and replay.
 
 from dataclasses import dataclass, field
 
-from training.run import TrainingRunArguments
+from hf_ppl_select.data.load import load_answers, load_texts
+from select_subset import select_on_the_way_in
+from training.options import TrainingRunArguments, check_options
 
 
 @dataclass
@@ -55,15 +57,14 @@ class SftArguments(TrainingRunArguments):
 
 
 def main(script_args, training_args, model_args):
-    from training.run import add_callbacks, check_options, finish_run, load_replay, select_on_the_way_in
-
     # What can be wrong is found before the model loads
     check_options(script_args, training_args, model_args)
 
     from trl import get_peft_config, get_quantization_config, get_training_chat_template
 
-    from hf_ppl_select.data.load import load_answers, load_texts
-    from training.trainer import CardFacts, RecipeTrainer
+    from training.card import CardFacts
+    from training.run import add_callbacks, finish_run, load_replay
+    from training.trainer import RecipeTrainer
 
     # Load the rows to train on and those to measure on
     source = (script_args.dataset_name, script_args.dataset_config)

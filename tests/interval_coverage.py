@@ -15,9 +15,9 @@ import warnings
 import numpy as np
 
 from hf_ppl_select.law.fit import fit_scaling_law
+from hf_ppl_select.law.forms import LAW_FORMS
 from hf_ppl_select.law.intervals import gain_interval, loss_interval, param_intervals
 from hf_ppl_select.law.points import LawPoints
-from hf_ppl_select.law.scaling_law import LAW_FORMS
 
 NUM_TOKENS = np.array([8192.0, 16384.0, 32768.0])
 NUM_RUNS, NOISE = 10, 0.01

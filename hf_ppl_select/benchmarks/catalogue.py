@@ -12,9 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cmmlu_subjects import CMMLU_SUBJECTS
-from .mmlu_subjects import MMLU_GENERAL, MMLU_MEDICAL
-from .preparing import (
+from .reading import (
     MMMLU_LANGUAGES,
     prepare_arc,
     prepare_cmmlu,
@@ -26,6 +24,7 @@ from .preparing import (
     prepare_pubmedqa,
     strip_question,
 )
+from .subjects import CMMLU_SUBJECTS, MMLU_GENERAL, MMLU_MEDICAL
 from .tasks import FILE_SUFFIXES, LETTERS, Benchmark, own_benchmark
 
 DATA_FOLDER = Path(__file__).parent / "data"

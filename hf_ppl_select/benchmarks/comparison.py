@@ -1,4 +1,6 @@
-"""Two runs compared question by question: differences with paired intervals, and exact McNemar tests."""
+"""Two runs compared question by question: differences with paired intervals, and exact McNemar tests. And one run's
+confidence in its answers, compared with how often they are right.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .estimates import Estimate, Record, metric_terms, paired_differences
+from .estimates import Estimate, Record, metric_inputs, metric_terms, paired_differences
 from .metric_modules import METRICS, load_metric
-from .records import SavedRecords, load_records
-from .results import BenchmarkResults
-
-_TITLES = {"choice_accuracy": "acc", "choice_accuracy_norm": "acc_norm", "choice_bits_per_byte": "bits per byte"}
+from .results import TITLES, BenchmarkResults, SavedRecords, load_records
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class RunComparison:
         """A table of the differences: accuracy first, with McNemar's p, then the other metrics."""
         lines = [
             "| benchmark | questions | acc, baseline → ours | "
-            + " | ".join(f"{_TITLES[metric]}, difference" for metric in METRICS)
+            + " | ".join(f"{TITLES[metric]}, difference" for metric in METRICS)
             + " | right only in ours, baseline | McNemar p |",
             "|---|---:|---:|" + "---:|" * len(METRICS) + "---:|---:|",
         ]
@@ -115,6 +114,31 @@ def compare_records(
             }
         rows[title] = ComparedBenchmark(*means, estimates, **test)
     return RunComparison(str(first.settings["model"]), str(second.settings["model"]), rows)
+
+
+def calibration(results: BenchmarkResults) -> dict[str, dict[str, float]]:
+    """What the module `choice_calibration` finds, by benchmark."""
+    module = load_metric("choice_calibration")
+    settings = {"seed": results.seed, "num_resamples": results.num_resamples}
+    return {
+        name: module.compute(**metric_inputs(result.records), **settings)
+        for name, result in results.benchmarks.items()
+    }
+
+
+def calibration_table(results: BenchmarkResults) -> str:
+    """A Markdown table with a row per benchmark: Brier score, calibration error, mean confidence and accuracy."""
+    lines = ["| benchmark | Brier score | calibration error | mean confidence | acc |", "|---|---:|---:|---:|---:|"]
+    for name, found in calibration(results).items():
+        brier = (
+            "{choice_calibration_brier:.4f} [{choice_calibration_brier_low:.4f}, {choice_calibration_brier_high:.4f}]"
+        )
+        lines.append(
+            f"| {name} | {brier.format(**found)} | {found['choice_calibration_ece']:.4f} | "
+            f"{found['choice_calibration_confidence']:.4f} | "
+            f"{results.benchmarks[name].metrics['choice_accuracy'].value:.4f} |"
+        )
+    return "\n".join(lines)
 
 
 def _records(run: str | os.PathLike | BenchmarkResults) -> SavedRecords:

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .preparing import Row
 from .reading import find_source, read_rows
-from .tasks import Benchmark, answer_index
+from .tasks import Benchmark, Row, answer_index
 
 logger = logging.getLogger(__name__)
 __all__ = ["Question", "find_source", "load_questions"]

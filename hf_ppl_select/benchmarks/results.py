@@ -1,18 +1,25 @@
-"""What a run of benchmarks found: records per question, metrics with intervals, group averages; saving it."""
+"""What a run of benchmarks found: records per question, metrics with intervals, group averages; saving it.
+
+The records alone are saved as parquet, one row per question: what two models are compared by, and any tool opens.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from ..data.saving import load_json, save_json
+from ..data.saving import load_json, save_json, written_aside
 from .estimates import Estimate, Record, paired_differences
 from .metric_modules import METRICS
 
 KIND, VERSION = "benchmark_results", 1
-_TITLES = {"choice_accuracy": "acc", "choice_accuracy_norm": "acc_norm", "choice_bits_per_byte": "bits per byte"}
+_RECORDS_KIND, _METADATA = "hf_ppl_select/benchmark_records", b"hf_ppl_select"
+_SETTINGS = ("model", "limit", "seed", "max_length", "num_fewshot")
+TITLES = {"choice_accuracy": "acc", "choice_accuracy_norm": "acc_norm", "choice_bits_per_byte": "bits per byte"}
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,36 @@ class BenchmarkResults:
 
     def save_records(self, path: str | os.PathLike) -> None:
         """Write the records alone, one row per question, as parquet: what [`compare_records`] reads."""
-        from .records import save_records
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-        save_records(path, self)
+        schema = pa.schema(
+            {
+                "benchmark": pa.string(),
+                "group": pa.string(),
+                "index": pa.int64(),
+                "gold": pa.int64(),
+                "predicted": pa.int64(),
+                "log_likelihoods": pa.list_(pa.float64()),
+                "num_chars": pa.list_(pa.int64()),
+                "num_bytes": pa.list_(pa.int64()),
+                "num_truncated": pa.int64(),
+                "digest": pa.string(),
+            }
+        )
+        rows = [
+            {"benchmark": result.name, "group": result.group, **vars(record)}
+            for result in self.benchmarks.values()
+            for record in result.records
+        ]
+        header = {
+            "kind": _RECORDS_KIND,
+            "schema_version": VERSION,
+            **{name: getattr(self, name) for name in _SETTINGS},
+        }
+        table = pa.Table.from_pylist(rows, schema).replace_schema_metadata({_METADATA: json.dumps(header)})
+        with written_aside(path) as aside:
+            pq.write_table(table, aside)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> BenchmarkResults:
@@ -113,10 +147,55 @@ class BenchmarkResults:
         return cls.from_dict(load_json(path, kind=KIND, version=VERSION))
 
 
+@dataclass(frozen=True)
+class SavedRecords:
+    """The records of a run by benchmark, the group of each benchmark, and the settings of the run."""
+
+    records: dict[str, tuple[Record, ...]]
+    groups: dict[str, str]
+    settings: dict[str, Any]
+
+
+def load_records(path: str | os.PathLike) -> SavedRecords:
+    """Read what [`BenchmarkResults.save_records`] wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not parquet, another kind of file, or a schema this version does not read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There is no file {os.fspath(path)!r}; run_benchmarks.py saves one beside its output."
+        )
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a parquet file with the records of a run: {error}") from None
+    header = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
+    if (header.get("kind"), header.get("schema_version")) != (_RECORDS_KIND, VERSION):
+        raise ValueError(
+            f"{path} holds {header.get('kind')!r} of version {header.get('schema_version')!r}, not "
+            f"{_RECORDS_KIND!r} of version {VERSION}: pass the records that run_benchmarks.py saved."
+        )
+    records: dict[str, list[Record]] = {}
+    groups: dict[str, str] = {}
+    for row in table.to_pylist():
+        name = row.pop("benchmark")
+        groups[name] = row.pop("group")
+        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        records.setdefault(name, []).append(Record(**fields))
+    return SavedRecords(
+        {name: tuple(found) for name, found in records.items()}, groups, {name: header[name] for name in _SETTINGS}
+    )
+
+
 def markdown_table(rows: Mapping[str, Mapping[str, Estimate]]) -> str:
     """A Markdown table of metrics with their intervals, e.g. of [`BenchmarkResults.paired_difference`]."""
     lines = [
-        "| benchmark | questions | " + " | ".join(_TITLES[metric] for metric in METRICS) + " |",
+        "| benchmark | questions | " + " | ".join(TITLES[metric] for metric in METRICS) + " |",
         "|---|---:|" + "---:|" * len(METRICS),
     ]
     for title, metrics in rows.items():

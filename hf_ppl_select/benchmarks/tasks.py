@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .preparing import Row
-
+Row = dict[str, Any]
 FILE_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 LETTERS = ("A", "B", "C", "D", "E")
 

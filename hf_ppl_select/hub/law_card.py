@@ -5,26 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
-
-from ..law.fit import compare_scaling_laws
-from ..law.intervals import check_intervals
-
-if TYPE_CHECKING:
-    from ..law.scaling_law import ScalingLaw
 
 _TEMPLATE = Path(__file__).with_name("law_card_template.md")
 _TAGS = ["scaling-laws", "perplexity", "data-selection", "continual-pre-training", "hf_ppl_select"]
 
 
-def law_card(law: ScalingLaw, *, license: str | None = None, name: str | None = None) -> str:
+def law_card(law: Any, *, license: str | None = None, name: str | None = None) -> str:
     """Build the card of a law: its formula, fit, out-of-sample error, intervals and limits, and no gain without one.
 
     Args:
-        law: a fitted law.
+        law: a fitted [`ScalingLaw`].
         license: Hub identifier of the licence under which the law is shared.
         name: `"user/name"` or `"name"`: the title, and where the code loads it from.
 
@@ -33,7 +27,7 @@ def law_card(law: ScalingLaw, *, license: str | None = None, name: str | None = 
     """
     model = _public(law.model)
     hub_id = model if model and re.fullmatch(r"[\w.-]+/[\w.-]+", model) and model == law.model else None
-    problem = check_intervals(law)
+    problem = law.why_no_intervals
     data = ModelCardData(base_model=hub_id, library_name="hf_ppl_select", license=license, tags=_TAGS)
     card = ModelCard.from_template(
         data,
@@ -63,7 +57,7 @@ def _public(model: str | None) -> str | None:
     return Path(model).name if model and Path(model).is_absolute() else model
 
 
-def _summary(law: ScalingLaw, model: str | None) -> str:
+def _summary(law: Any, model: str | None) -> str:
     of = f"`{model}`" if model else "a language model that was not recorded"
     if model and law.model_revision:
         of += f" (revision `{law.model_revision}`)"
@@ -74,9 +68,9 @@ def _summary(law: ScalingLaw, model: str | None) -> str:
     )
 
 
-def _fit_table(law: ScalingLaw) -> str:
+def _fit_table(law: Any) -> str:
     report = law.report
-    row = compare_scaling_laws(law.points, form=law.form, space=law.space)[0]
+    row = law.held_out_errors()
     low, high = law.num_tokens_range
     mu, sigma = law.points.moments(law.space)
     names = ("mu", "sigma") if law.space == "linear" else ("m (mean nll, nats)", "s (its standard deviation)")
@@ -99,7 +93,7 @@ def _fit_table(law: ScalingLaw) -> str:
     return _table(["", "value"], rows)
 
 
-def _params_table(law: ScalingLaw, problem: str | None) -> str:
+def _params_table(law: Any, problem: str | None) -> str:
     intervals = {} if problem else law.param_intervals()
     rows = []
     for name, value in law.params.items():
@@ -108,7 +102,7 @@ def _params_table(law: ScalingLaw, problem: str | None) -> str:
     return _table(["parameter", "value", "95 % interval", "unit"], rows)
 
 
-def _predictions_table(law: ScalingLaw, problem: str | None) -> str:
+def _predictions_table(law: Any, problem: str | None) -> str:
     mu, sigma = law.points.moments(law.space)
     num_tokens = law.points.num_tokens
     order = np.flatnonzero(num_tokens == num_tokens.max())
@@ -129,7 +123,7 @@ def _predictions_table(law: ScalingLaw, problem: str | None) -> str:
     )
 
 
-def _code(law: ScalingLaw, name: str | None) -> str:
+def _code(law: Any, name: str | None) -> str:
     mu, sigma = law.points.moments(law.space)
     at = f"{np.median(mu):.4g}, {np.median(sigma):.4g}, {law.num_tokens_range[1]:.0f}"
     return "\n".join(
@@ -144,7 +138,7 @@ def _code(law: ScalingLaw, name: str | None) -> str:
     )
 
 
-def _limits(law: ScalingLaw, model: str | None, problem: str | None) -> str:
+def _limits(law: Any, model: str | None, problem: str | None) -> str:
     low, high = law.num_tokens_range
     points = [
         f"It holds for {f'`{model}`' if model else 'the model its perplexities come from'} and its tokenizer, for the "

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -18,19 +19,17 @@ from huggingface_hub.errors import (
 )
 
 from ..data.saving import write_atomically
-from ..law.scaling_law import ScalingLaw
 from .law_card import law_card
-from .repository import HUB_TIMEOUT, check_hub_access, plain_hub_errors, usable_token
-from .subset_folder import check_license
+from .repository import HUB_TIMEOUT, check_hub_access, check_license, plain_hub_errors, usable_token
 
 LAW_FILE = "law.json"
 
 
-def save_law(law: ScalingLaw, folder: str | os.PathLike, *, license: str | None = None) -> Path:
+def save_law(law: Any, folder: str | os.PathLike, *, license: str | None = None) -> Path:
     """Save a law and its card, so that `ScalingLaw.from_pretrained(folder)` gives it back without the Hub.
 
     Args:
-        law: a fitted law.
+        law: a fitted [`ScalingLaw`].
         folder: made if absent. A law that is there is replaced; the README.md of anything else is not.
         license: Hub identifier of the licence under which the law is shared.
 
@@ -52,7 +51,7 @@ def save_law(law: ScalingLaw, folder: str | os.PathLike, *, license: str | None 
 
 
 def push_law_to_hub(
-    law: ScalingLaw,
+    law: Any,
     repo_id: str,
     *,
     license: str | None = None,
@@ -63,7 +62,7 @@ def push_law_to_hub(
     """Push a law and its card to the Hub as a model repository, in one commit.
 
     Args:
-        law: a fitted law.
+        law: a fitted [`ScalingLaw`].
         repo_id: `"user/name"`, `"organization/name"`, or `"name"` for the token's owner. A repository that exists gets
             new versions of the two files.
         license: Hub identifier of the licence under which the law is shared.
@@ -95,21 +94,21 @@ def push_law_to_hub(
     return f"{api.endpoint}/{repo_id}"
 
 
-def load_law(
+def find_law(
     name: str | os.PathLike, *, revision: str | None = None, token: str | None = None, repo_type: str = "model"
-) -> ScalingLaw:
-    """Load a law from a folder, or from the Hub through its cache (which is all it needs offline).
+) -> Path:
+    """The file of a law in a folder, or from the Hub through its cache (which is all it needs offline).
 
     Args:
         name: a folder with `law.json`, or a repository id.
         revision: branch, tag or commit on the Hub.
         token: of the Hub, for private repositories; by default that of `HF_TOKEN` or `hf auth login`.
-        repo_type: `"dataset"` loads the law that was pushed along with a subset.
+        repo_type: `"dataset"` finds the law that was pushed along with a subset.
 
     Raises:
         FileNotFoundError: no such folder, repository or revision, or no law in it.
         ConnectionError: the Hub cannot be asked and its cache does not have the law.
-        ValueError: the file is not a law that this version reads, or `repo_type` is neither of the two.
+        ValueError: `repo_type` is neither of the two.
     """
     if os.path.isdir(name):
         path = Path(name, LAW_FILE)
@@ -117,7 +116,7 @@ def load_law(
             raise FileNotFoundError(
                 f"the folder {os.fspath(name)!r} has no {LAW_FILE}; save one with save_pretrained."
             )
-        return ScalingLaw.load(path)
+        return path
     if repo_type not in ("model", "dataset"):
         raise ValueError(f"repo_type must be 'model' or 'dataset', got {repo_type!r}.")
     name, at = os.fspath(name), f" at revision {revision!r}" if revision else ""
@@ -149,4 +148,4 @@ def load_law(
         raise ConnectionError(
             f"cannot load the law from {name}: {error}. Check the network and HF_ENDPOINT."
         ) from error
-    return ScalingLaw.load(path)
+    return Path(path)

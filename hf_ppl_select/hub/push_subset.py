@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..data.saving import write_atomically
-from .repository import HUB_TIMEOUT, check_hub_access, plain_hub_errors, usable_token
+from .repository import HUB_TIMEOUT, check_hub_access, check_license, plain_hub_errors, usable_token
 from .subset_card import subset_card
-from .subset_folder import LAYOUT, check_folder, check_license, check_subset, describe_subset, save_parts, save_subset
+from .subset_folder import LAYOUT, check_folder, check_subset, describe_subset, save_parts, save_subset
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..landscape.landscape import PerplexityLandscape
-    from ..law.scaling_law import ScalingLaw
-    from ..selection.select import Selection
 
 __all__ = ["check_folder", "check_hub_access", "check_license", "describe_subset", "push_subset_to_hub", "save_subset"]
 
@@ -27,9 +25,9 @@ def push_subset_to_hub(
     subset: Dataset,
     repo_id: str,
     *,
-    law: ScalingLaw | None = None,
+    law: Any = None,
     landscape: PerplexityLandscape | None = None,
-    selection: Selection | None = None,
+    selection: Any = None,
     license: str | None = None,
     source: str | None = None,
     private: bool = False,
@@ -42,7 +40,7 @@ def push_subset_to_hub(
     Args:
         subset: what [`select_subset`] returned.
         repo_id: `"user/name"`, `"organization/name"`, or `"name"` for the token's owner.
-        law: saved beside the data and described in the card.
+        law: a [`ScalingLaw`], saved beside the data and described in the card.
         landscape: of the corpus that was selected from; the same.
         selection: what [`plan_selection`] returned; the same. Without it the card only describes the rows.
         license: licence of the source, as the Hub writes it: `"cc-by-4.0"`, ..., `"other"`, `"unknown"`. Required.

@@ -1,4 +1,4 @@
-"""Access to the Hub: whether one may push there, with which token, and its errors in plain words."""
+"""Access to the Hub: whether one may push there, with which token and licence, and its errors in plain words."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def usable_token(token: str | None, doing: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", token):  # as a header it would fail, with an error that shows it
         raise PermissionError(f"{doing}: the token has spaces or signs no token has; copy it again.")
     return token
+
+
+def check_license(license: str | None) -> str:
+    """A licence identifier as the Hub wants it, or ValueError."""
+    if not license:
+        raise ValueError(
+            "license is missing: a subset is shared under the licence of its source. Pass the Hub's identifier of "
+            "that licence, e.g. license='cc-by-4.0'; license='other' or license='unknown' if that is what it is."
+        )
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise ValueError(
+            f"license={license!r} is not an identifier like 'cc-by-4.0' or 'apache-2.0' (lower case, no spaces); "
+            "https://huggingface.co/docs/hub/repositories-licenses lists them."
+        )
+    return license
 
 
 @contextmanager

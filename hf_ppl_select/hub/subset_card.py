@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..law.intervals import check_intervals
 from .tables import code_to_reproduce, composition, number, table
 
 if TYPE_CHECKING:
     from ..landscape.landscape import PerplexityLandscape
-    from ..law.scaling_law import ScalingLaw
 
 _TEMPLATE = Path(__file__).with_name("subset_card_template.md")
 _TAGS = ["perplexity", "data-selection", "scaling-laws", "continual-pre-training", "hf_ppl_select"]
@@ -48,7 +46,7 @@ _KINDS = {
 def subset_card(
     report: Mapping[str, Any],
     *,
-    law: ScalingLaw | None = None,
+    law: Any = None,
     landscape: PerplexityLandscape | None = None,
     license: str | None = None,
     source: str | None = None,
@@ -59,7 +57,7 @@ def subset_card(
 
     Args:
         report: what [`Selection.report`] gives, or a part of it (`num_chunks` at least).
-        law: that chose or judged the subset.
+        law: the [`ScalingLaw`] that chose or judged the subset.
         landscape: of the corpus selected from.
         license: Hub identifier of the source's licence.
         source: where the text comes from: a Hub dataset id, or words.
@@ -156,13 +154,13 @@ def _moments_note(report: Mapping[str, Any]) -> str:
     return " ".join(notes)
 
 
-def _prediction_table(report: Mapping[str, Any], law: ScalingLaw | None) -> str | None:
+def _prediction_table(report: Mapping[str, Any], law: Any) -> str | None:
     if report.get("predicted_loss") is None or report.get("random_loss") is None:
         return None
     header = ["training on", "predicted held-out loss, nats per token"]
     rows = [["this subset", report["predicted_loss"]], ["a random subset of as many tokens", report["random_loss"]]]
     rows = [[name, f"{loss:.4f}"] for name, loss in rows]
-    problem = None if law is None else check_intervals(law)
+    problem = None if law is None else law.why_no_intervals
     if law is not None and problem is None:
         header.append("95 % interval for a new measurement")
         names = ("log_mu", "log_sigma") if law.space == "log" else ("mu", "sigma")
@@ -215,7 +213,7 @@ def _landscape_table(landscape: PerplexityLandscape) -> str:
     return table(["quantity", "value"], rows)
 
 
-def _limitations(report: Mapping[str, Any], law: ScalingLaw | None) -> str:
+def _limitations(report: Mapping[str, Any], law: Any) -> str:
     optimum = report.get("optimum") or {}
     deduplicated = (report.get("options") or {}).get("deduplicate")
     points = [
@@ -260,7 +258,7 @@ def _size_category(number: int) -> str:
     return "n>1B"
 
 
-def _model(scored: ScalingLaw | PerplexityLandscape | None) -> str | None:
+def _model(scored: Any) -> str | None:
     """The model's name; of a folder on this machine only its last part, which is all that others can use."""
     model = scored.model if scored is not None else None
     return Path(model).name if model and Path(model).is_absolute() else model

@@ -7,39 +7,21 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.saving import write_atomically
+from ..landscape.landscape import PerplexityLandscape
+from .repository import check_license
 from .subset_card import subset_card
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..landscape.landscape import PerplexityLandscape
-    from ..law.scaling_law import ScalingLaw
-    from ..selection.report import Selection
-
 LAYOUT = ("README.md", "data", "selection.json", "selector.json", "law.json", "landscape.json")
 _SHARD_BYTES = 500_000_000
-
-
-def check_license(license: str | None) -> str:
-    """A licence identifier as the Hub wants it, or ValueError."""
-    if not license:
-        raise ValueError(
-            "license is missing: a subset is shared under the licence of its source. Pass the Hub's identifier of "
-            "that licence, e.g. license='cc-by-4.0'; license='other' or license='unknown' if that is what it is."
-        )
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise ValueError(
-            f"license={license!r} is not an identifier like 'cc-by-4.0' or 'apache-2.0' (lower case, no spaces); "
-            "https://huggingface.co/docs/hub/repositories-licenses lists them."
-        )
-    return license
 
 
 def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -70,9 +52,9 @@ def save_subset(
     subset: Dataset,
     folder: str | os.PathLike,
     *,
-    law: ScalingLaw | None = None,
+    law: Any = None,
     landscape: PerplexityLandscape | None = None,
-    selection: Selection | None = None,
+    selection: Any = None,
     license: str | None = None,
     source: str | None = None,
     overwrite: bool = False,
@@ -122,8 +104,6 @@ def save_subset(
 
 def describe_subset(subset: Dataset) -> dict[str, Any]:
     """What the rows alone tell, named as in [`Selection.report`]."""
-    from ..landscape.landscape import PerplexityLandscape
-
     if not {"perplexity", "num_tokens"} <= set(subset.column_names):
         return {"num_chunks": len(subset)}
     own = PerplexityLandscape.from_dataset(subset)
@@ -131,7 +111,7 @@ def describe_subset(subset: Dataset) -> dict[str, Any]:
     return {"num_chunks": len(subset), "num_tokens": own.num_tokens, "achieved": achieved}
 
 
-def check_subset(subset: Any, selection: Selection | None) -> None:
+def check_subset(subset: Any, selection: Any) -> None:
     """Whether there is something to share, and the selection is that of these rows."""
     from datasets import Dataset
 

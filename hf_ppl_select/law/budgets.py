@@ -1,9 +1,5 @@
 """What more tokens buy, and when a corpus has no better landscape left to give.
 
-A law L = E + exp(h(mu, sigma) - aD*ln D) is solved for D in closed form:
-
-    ln D = (h(mu, sigma) - ln(L - E)) / aD        and        -dL/dD = aD * (L - E) / D
-
 The gain over random falls with the budget for two reasons: every loss comes nearer to E, and the larger a subset is,
 the less it can differ from the corpus. At the whole corpus there is nothing left to choose.
 """
@@ -12,71 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ..landscape.landscape import PerplexityLandscape
-    from .optimum import Optimum
-    from .scaling_law import ScalingLaw
+from ..landscape.landscape import PerplexityLandscape
+from .forms import Law
+from .optimum import Optimum, find_optimum
 
 
-def tokens_for(law: ScalingLaw, loss: Any, mu: Any, sigma: Any) -> Any:
-    """How many training tokens of a landscape `(mu, sigma)` bring the held-out loss down to `loss`.
-
-    Args:
-        law: a fitted law.
-        loss: nats per token; number or array.
-        mu, sigma: moments in the law's space; numbers or arrays, which broadcast.
-
-    Returns:
-        Tokens D, a float; infinity where the law never gets there: at its floor E and below, or if its loss does not
-        fall with D (aD <= 0). [`why_never`] says which.
-
-    Raises:
-        ValueError: a loss that is not a finite number, or moments that the law does not take.
-    """
-    loss = np.asarray(loss, dtype=float)
-    if not np.isfinite(loss).all():
-        raise ValueError(f"loss must be a finite number of nats per token, got {loss}.")
-    height = law.design_matrix(mu, sigma, 1.0) @ law.theta
-    excess, exponent = loss - law.params["E"], law.params["aD"]
-    loss_, height = np.broadcast_arrays(excess, height)
-    reached = (loss_ > 0) & (exponent > 0)
-    with np.errstate(over="ignore"):
-        tokens = np.exp((height - np.log(np.where(reached, loss_, 1.0))) / (exponent if exponent > 0 else 1.0))
-    tokens = np.where(reached, tokens, np.inf)
-    return float(tokens) if tokens.ndim == 0 else tokens
-
-
-def why_never(law: ScalingLaw, loss: float) -> str | None:
-    """Why [`tokens_for`] is infinite, in words, or None."""
-    if law.params["aD"] <= 0:
-        return f"the law's loss does not fall with training tokens (aD = {law.params['aD']:.3g})"
-    if loss <= law.params["E"]:
-        return f"{loss:.4g} nats per token is at or below the law's floor E = {law.params['E']:.4g}"
-    return None
-
-
-def marginal_gain(law: ScalingLaw, mu: Any, sigma: Any, num_tokens: Any) -> Any:
-    """By how much one more training token lowers the loss: -dL/dD, nats per token (of loss) per token (of training).
-
-    Numbers or arrays, which broadcast. Times a million it is roughly what the next million tokens buy.
-    """
-    X = law.design_matrix(mu, sigma, num_tokens)
-    gain = law.params["aD"] * np.exp(X @ law.theta) / np.asarray(num_tokens, dtype=float)
-    return float(gain) if np.ndim(gain) == 0 else gain
-
-
-def default_budgets(law: ScalingLaw, landscape: PerplexityLandscape, num: int = 8) -> np.ndarray:
+def default_budgets(law: Law, landscape: PerplexityLandscape, num: int = 8) -> np.ndarray:
     """`(num,)` budgets, from the probes' smallest D (a tenth of the corpus, if that is less) to the whole corpus."""
     first = max(min(law.num_tokens_range[0], 0.1 * landscape.num_tokens), landscape.tokens_per_chunk)
     return np.geomspace(first, landscape.num_tokens, num).clip(first, landscape.num_tokens)
 
 
 def gain_by_budget(
-    law: ScalingLaw, landscape: PerplexityLandscape, budgets: Sequence[float] | None = None, **options: Any
+    law: Law, landscape: PerplexityLandscape, budgets: Sequence[float] | None = None, **options: Any
 ) -> list[dict[str, Any]]:
     """The optimum and what it gains over random, budget by budget.
 
@@ -97,7 +45,7 @@ def gain_by_budget(
         row = {"num_tokens": float(budget), "share": float(budget / landscape.num_tokens)}
         row |= dict.fromkeys((*names[:5], "gain_low", "gain_high", *names[5:], "problem"))
         try:
-            optimum = law.optimum(landscape, float(budget), **options)
+            optimum = find_optimum(law, landscape, float(budget), **options)
         except ValueError as error:
             rows.append(row | {"problem": str(error)})
             continue
@@ -136,7 +84,7 @@ class Exhaustion:
 
 
 def exhausted_at(
-    law: ScalingLaw, landscape: PerplexityLandscape, threshold: float | None = None, **options: Any
+    law: Law, landscape: PerplexityLandscape, threshold: float | None = None, **options: Any
 ) -> Exhaustion:
     """The budget at which the predicted gain over random falls below a threshold, found by bisection to 1 %.
 
@@ -159,7 +107,7 @@ def exhausted_at(
 
     def optimum_at(budget: float) -> Optimum | None:
         try:
-            return law.optimum(landscape, min(budget, whole), intervals=False, **options)
+            return find_optimum(law, landscape, min(budget, whole), intervals=False, **options)
         except ValueError as error:
             problems.append(error)
             return None

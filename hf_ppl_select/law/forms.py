@@ -7,17 +7,21 @@ Every form shares one skeleton (the paper's law is Liu et al., ACL 2026): the lo
 
 so a form is nothing but its list of features f. To add one, add an entry to [`LAW_FORMS`], one `Term` per feature and
 space: fitting, comparison, intervals, optimum and saving read it from there.
+
+A law of any form, L = E + exp(h(mu, sigma) - aD*ln D), is solved for D in closed form:
+
+    ln D = (h(mu, sigma) - ln(L - E)) / aD        and        -dL/dD = aD * (L - E) / D
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import numpy as np
 
-Space = Literal["linear", "log"]
+from .points import LawPoints, Space
 
 
 @dataclass(frozen=True)
@@ -105,3 +109,76 @@ def law_form(form: str, space: str) -> LawForm:
     if space not in ("linear", "log"):
         raise ValueError(f"space must be 'linear' or 'log', got {space!r}.")
     return LAW_FORMS[form]
+
+
+def design_matrix(points: LawPoints, form: str, space: Space) -> np.ndarray:
+    """`(n, p)`, a row per law point."""
+    return LAW_FORMS[form].design_matrix(space, *points.moments(space), points.num_tokens)
+
+
+class Law(Protocol):
+    """What intervals, optimum and budgets ask of a fitted law; [`~hf_ppl_select.law.scaling_law.ScalingLaw`] is one.
+
+    That class offers them as its methods, so they do not import it.
+    """
+
+    form: str
+    space: Space
+    params: dict[str, float]
+    points: LawPoints
+    model: str | None
+    runs: tuple[str, ...]
+    residual_std: float
+    num_tokens_range: tuple[float, float]
+    theta: np.ndarray
+
+    def design_matrix(self, mu: Any, sigma: Any, num_tokens: Any) -> np.ndarray: ...
+
+    def predict(self, mu: Any, sigma: Any, num_tokens: Any) -> Any: ...
+
+
+def tokens_for(law: Law, loss: Any, mu: Any, sigma: Any) -> Any:
+    """How many training tokens of a landscape `(mu, sigma)` bring the held-out loss down to `loss`.
+
+    Args:
+        law: a fitted law.
+        loss: nats per token; number or array.
+        mu, sigma: moments in the law's space; numbers or arrays, which broadcast.
+
+    Returns:
+        Tokens D, a float; infinity where the law never gets there: at its floor E and below, or if its loss does not
+        fall with D (aD <= 0). [`why_never`] says which.
+
+    Raises:
+        ValueError: a loss that is not a finite number, or moments that the law does not take.
+    """
+    loss = np.asarray(loss, dtype=float)
+    if not np.isfinite(loss).all():
+        raise ValueError(f"loss must be a finite number of nats per token, got {loss}.")
+    height = law.design_matrix(mu, sigma, 1.0) @ law.theta
+    excess, exponent = loss - law.params["E"], law.params["aD"]
+    loss_, height = np.broadcast_arrays(excess, height)
+    reached = (loss_ > 0) & (exponent > 0)
+    with np.errstate(over="ignore"):
+        tokens = np.exp((height - np.log(np.where(reached, loss_, 1.0))) / (exponent if exponent > 0 else 1.0))
+    tokens = np.where(reached, tokens, np.inf)
+    return float(tokens) if tokens.ndim == 0 else tokens
+
+
+def why_never(law: Law, loss: float) -> str | None:
+    """Why [`tokens_for`] is infinite, in words, or None."""
+    if law.params["aD"] <= 0:
+        return f"the law's loss does not fall with training tokens (aD = {law.params['aD']:.3g})"
+    if loss <= law.params["E"]:
+        return f"{loss:.4g} nats per token is at or below the law's floor E = {law.params['E']:.4g}"
+    return None
+
+
+def marginal_gain(law: Law, mu: Any, sigma: Any, num_tokens: Any) -> Any:
+    """By how much one more training token lowers the loss: -dL/dD, nats per token (of loss) per token (of training).
+
+    Numbers or arrays, which broadcast. Times a million it is roughly what the next million tokens buy.
+    """
+    X = law.design_matrix(mu, sigma, num_tokens)
+    gain = law.params["aD"] * np.exp(X @ law.theta) / np.asarray(num_tokens, dtype=float)
+    return float(gain) if np.ndim(gain) == 0 else gain

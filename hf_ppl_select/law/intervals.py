@@ -20,15 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from .forms import LAW_FORMS
+from .forms import LAW_FORMS, Law
 from .posterior.draws import ParameterDraws, draw_posterior
-from .scaling_law import ScalingLaw
 
 NUM_DRAWS = 2000
 _BLOCK = 2_000_000  # losses at a time
 
 
-def check_intervals(law: ScalingLaw) -> str | None:
+def check_intervals(law: Law) -> str | None:
     """Why a law can have no intervals and what to add, or None."""
     needed, num_runs = len(LAW_FORMS[law.form].terms(law.space)) + 2, len(law.runs)
     if num_runs >= needed:
@@ -39,7 +38,7 @@ def check_intervals(law: ScalingLaw) -> str | None:
     )
 
 
-def parameter_draws(law: ScalingLaw, num_draws: int = NUM_DRAWS, seed: int = 0) -> ParameterDraws:
+def parameter_draws(law: Law, num_draws: int = NUM_DRAWS, seed: int = 0) -> ParameterDraws:
     """Laws of the same form that its points leave plausible. The same law, number and seed give the same draws.
 
     Raises:
@@ -49,7 +48,7 @@ def parameter_draws(law: ScalingLaw, num_draws: int = NUM_DRAWS, seed: int = 0) 
 
 
 @lru_cache(maxsize=16)
-def _parameter_draws(law: ScalingLaw, num_draws: int, seed: int) -> ParameterDraws:
+def _parameter_draws(law: Law, num_draws: int, seed: int) -> ParameterDraws:
     if problem := check_intervals(law):
         raise ValueError(problem)
     points = law.points
@@ -59,7 +58,7 @@ def _parameter_draws(law: ScalingLaw, num_draws: int, seed: int) -> ParameterDra
 
 
 def loss_interval(
-    law: ScalingLaw,
+    law: Law,
     mu: Any,
     sigma: Any,
     num_tokens: Any,
@@ -91,7 +90,7 @@ def loss_interval(
 
 
 def gain_interval(
-    law: ScalingLaw,
+    law: Law,
     better: tuple[Any, Any],
     worse: tuple[Any, Any],
     num_tokens: Any,
@@ -126,7 +125,7 @@ def gain_interval(
 
 
 def param_intervals(
-    law: ScalingLaw, *, level: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0
+    law: Law, *, level: float = 0.95, num_draws: int = NUM_DRAWS, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """`{name: (low, high)}` of each parameter. Those of E, Dc and aD lean on each other when D spans little."""
     _check_level(level)

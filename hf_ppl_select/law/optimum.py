@@ -15,12 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ..landscape.landscape import PerplexityLandscape
-from .budgets import tokens_for, why_never
+from .forms import LAW_FORMS, Law, tokens_for, why_never
 from .intervals import check_intervals
 from .optimum_intervals import finite, gain_intervals, place_intervals
 from .optimum_search import ForgettingBound, Kind, free_sigma_of, search
 from .points import read_law_points
-from .scaling_law import LAW_FORMS, ScalingLaw
 from .trust import TRUSTED_MARGIN, SearchRegion, TrustedRegion, trusted_region
 
 __all__ = ["TRUSTED_MARGIN", "Optimum", "TrustedRegion", "find_optimum", "general_points", "trusted_region"]
@@ -152,11 +151,11 @@ def general_points(points: Any) -> list[dict[str, Any]]:
 
 
 def find_optimum(
-    law: ScalingLaw,
+    law: Law,
     landscape: PerplexityLandscape,
     num_tokens: float,
     *,
-    general_law: ScalingLaw | None = None,
+    general_law: Law | None = None,
     max_general_loss: float | None = None,
     intervals: bool = True,
     seed: int = 0,
@@ -234,7 +233,7 @@ def find_optimum(
     )
 
 
-def _check_same_model(law: ScalingLaw, landscape: PerplexityLandscape) -> None:
+def _check_same_model(law: Law, landscape: PerplexityLandscape) -> None:
     if law.model and landscape.model and law.model != landscape.model:
         raise ValueError(
             f"the law was fitted to perplexities of {law.model}, the landscape is of {landscape.model}; they do not "
@@ -243,7 +242,7 @@ def _check_same_model(law: ScalingLaw, landscape: PerplexityLandscape) -> None:
 
 
 def _bound(
-    law: ScalingLaw, general_law: ScalingLaw | None, max_general_loss: float | None, num_tokens: float
+    law: Law, general_law: Law | None, max_general_loss: float | None, num_tokens: float
 ) -> ForgettingBound | None:
     if general_law is not None and general_law.space != law.space:
         raise ValueError(

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from .forms import Law
 from .intervals import gain_interval, loss_interval, parameter_draws
 from .optimum_search import ForgettingBound, FreeSigma
-from .scaling_law import ScalingLaw
 from .trust import SearchRegion
 
 NUM_OPTIMA = 500  # plausible laws whose optimum is sought
@@ -21,7 +21,7 @@ def finite(x: Any) -> float:
 
 
 def gain_intervals(
-    law: ScalingLaw, best: tuple[float, float], random: tuple[float, float], num_tokens: float, seed: int
+    law: Law, best: tuple[float, float], random: tuple[float, float], num_tokens: float, seed: int
 ) -> dict[str, Any]:
     """The fields of an `Optimum` that say how sure its loss and gain are. `best` and `random` are (mu, sigma)."""
     draws = parameter_draws(law, seed=seed)
@@ -45,7 +45,7 @@ def gain_intervals(
 
 
 def place_intervals(
-    law: ScalingLaw,
+    law: Law,
     region: SearchRegion,
     best: tuple[float, float],
     free_sigma: FreeSigma | None,

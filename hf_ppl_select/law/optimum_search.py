@@ -10,7 +10,7 @@ import numpy as np
 
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.leaning import leaning_subsets, without_outliers
-from .scaling_law import LAW_FORMS, ScalingLaw
+from .forms import LAW_FORMS, Law
 from .trust import SearchRegion
 
 Kind = Literal["interior", "boundary", "saddle"]
@@ -21,7 +21,7 @@ FreeSigma = Callable[[np.ndarray], np.ndarray]
 class ForgettingBound:
     """A landscape is allowed if `law`, of the general loss, predicts at most `max_loss` after `num_tokens` tokens."""
 
-    law: ScalingLaw
+    law: Law
     max_loss: float
     num_tokens: float
 
@@ -30,11 +30,11 @@ class ForgettingBound:
         return self.law.predict(mu, sigma, self.num_tokens) - self.max_loss
 
 
-def needs_sigma(law: ScalingLaw) -> bool:
+def needs_sigma(law: Law) -> bool:
     return any(term.needs_sigma for term in LAW_FORMS[law.form].terms(law.space))
 
 
-def free_sigma_of(law: ScalingLaw, landscape: PerplexityLandscape, num_tokens: float) -> FreeSigma | None:
+def free_sigma_of(law: Law, landscape: PerplexityLandscape, num_tokens: float) -> FreeSigma | None:
     """For a law without sigma: the sigma to be near to, at each mean; None for other laws.
 
     It is the spread of the plainest subset with that mean, one that only leans to lower or to higher perplexities, of
@@ -54,7 +54,7 @@ def free_sigma_of(law: ScalingLaw, landscape: PerplexityLandscape, num_tokens: f
 
 
 def search(
-    law: ScalingLaw, region: SearchRegion, free_sigma: FreeSigma | None = None, bound: ForgettingBound | None = None
+    law: Law, region: SearchRegion, free_sigma: FreeSigma | None = None, bound: ForgettingBound | None = None
 ) -> tuple[float, float, Kind]:
     """(mu, sigma, kind) of the least loss: a grid of mu and of shares t of each slice of sigma, then smaller grids.
 

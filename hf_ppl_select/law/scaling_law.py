@@ -6,17 +6,17 @@ import math
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..data.saving import load_json, save_json
-from .forms import LAW_FORMS, Space, law_form
+from ..landscape.landscape import PerplexityLandscape
+from .comparison import compare_scaling_laws
+from .forms import LAW_FORMS, Space, law_form, marginal_gain, tokens_for
+from .intervals import check_intervals, gain_interval, loss_interval, param_intervals
+from .optimum import Optimum, find_optimum
 from .points import LawPoints, read_law_points
-
-if TYPE_CHECKING:
-    from ..landscape.landscape import PerplexityLandscape
-    from .optimum import Optimum
 
 _SCHEMA_VERSION = 1
 
@@ -124,8 +124,6 @@ class ScalingLaw:
         self, mu: Any, sigma: Any, num_tokens: Any, *, level: float = 0.95, noise: bool = False, seed: int = 0
     ) -> tuple[Any, Any]:
         """`(low, high)` of the loss there: of its mean, or with `noise` of one new run. See [`loss_interval`]."""
-        from .intervals import loss_interval  # it refits laws, so it imports this module
-
         low, high = loss_interval(self, mu, sigma, num_tokens, level=level, noise=noise, seed=seed)
         return (float(low), float(high)) if low.ndim == 0 else (low, high)
 
@@ -139,21 +137,24 @@ class ScalingLaw:
         self, better: tuple[Any, Any], worse: tuple[Any, Any], num_tokens: Any, *, level: float = 0.95, seed: int = 0
     ) -> tuple[Any, Any, Any]:
         """`(low, high, probability_positive)` of L(worse) - L(better); both `(mu, sigma)`. See [`law.intervals`]."""
-        from .intervals import gain_interval
-
         found = gain_interval(self, better, worse, num_tokens, level=level, seed=seed)
         return tuple(map(float, found)) if found[0].ndim == 0 else found
 
+    @property
+    def why_no_intervals(self) -> str | None:
+        """Why this law can have no intervals and what to add, or None."""
+        return check_intervals(self)
+
     def param_intervals(self, *, level: float = 0.95, seed: int = 0) -> dict[str, tuple[float, float]]:
         """`{name: (low, high)}` of each parameter. See [`law.intervals`]."""
-        from .intervals import param_intervals
-
         return param_intervals(self, level=level, seed=seed)
+
+    def held_out_errors(self) -> dict[str, Any]:
+        """How well this form predicts what it was not fitted to: its row of [`compare_scaling_laws`]."""
+        return compare_scaling_laws(self.points, form=self.form, space=self.space)[0]
 
     def optimum(self, landscape: PerplexityLandscape, num_tokens: float, **options: Any) -> Optimum:
         """The (mu, sigma) that this law predicts to be best for a corpus and a budget. See [`find_optimum`]."""
-        from .optimum import find_optimum  # the search needs a law, so it imports this module
-
         return find_optimum(self, landscape, num_tokens, **options)
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,7 +193,7 @@ class ScalingLaw:
 
     def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> Path:
         """Save `law.json` and a card that says what the law is worth. See [`save_law`]."""
-        from ..hub.law_folder import save_law  # the Hub's client loads when it is needed
+        from ..hub.law_folder import save_law  # here, as the Hub's client takes long to load
 
         return save_law(self, folder, **options)
 
@@ -204,10 +205,10 @@ class ScalingLaw:
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **options: Any) -> ScalingLaw:
-        """Load a law from a folder or from the Hub. See [`load_law`]."""
-        from ..hub.law_folder import load_law
+        """Load a law from a folder or from the Hub. See [`find_law`]."""
+        from ..hub.law_folder import find_law
 
-        return load_law(name, **options)
+        return cls.load(find_law(name, **options))
 
     def __repr__(self) -> str:
         r = self.report
@@ -245,14 +246,10 @@ class ScalingLaw:
     def tokens_for(self, loss: Any, mu: Any, sigma: Any) -> Any:
         """Training tokens of a landscape that bring the loss down to `loss`; infinity if none do.
 
-        See `law.budgets`.
+        See [`~hf_ppl_select.law.forms.tokens_for`].
         """
-        from .budgets import tokens_for
-
         return tokens_for(self, loss, mu, sigma)
 
     def marginal_gain(self, mu: Any, sigma: Any, num_tokens: Any) -> Any:
-        """-dL/dD: how far one more training token lowers the loss. See `law.budgets`."""
-        from .budgets import marginal_gain
-
+        """-dL/dD: how far one more training token lowers the loss. See [`~hf_ppl_select.law.forms.marginal_gain`]."""
         return marginal_gain(self, mu, sigma, num_tokens)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial import ConvexHull
 
 from ..landscape.attainable import AttainableRegion
-from .scaling_law import ScalingLaw
+from .forms import Law
 
 TRUSTED_MARGIN = 0.03  # how far beyond each probe's mu and sigma the law is trusted, as a share of them
 
@@ -43,7 +43,7 @@ class TrustedRegion:
         return bool(inside) if np.ndim(inside) == 0 else inside
 
 
-def trusted_region(law: ScalingLaw) -> TrustedRegion:
+def trusted_region(law: Law) -> TrustedRegion:
     """Where `law` interpolates its probes rather than extrapolates them."""
     return hull_of_probes(*law.points.moments(law.space))
 

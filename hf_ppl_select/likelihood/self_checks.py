@@ -7,7 +7,8 @@ that holds for all, the question is put so that the answer is exact: the same sh
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from .models import has_experts, mixes_beside_attention
 from .packed_attention import PackedLayout, packed
 
 if TYPE_CHECKING:
-    from .engine import LikelihoodEngine
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,22 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # as a share of the larg
 REFUSALS = (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
-def check_causal(engine: LikelihoodEngine) -> None:
+class Engine(Protocol):
+    """What is asked of a `LikelihoodEngine` here."""
+
+    causal_lm: PreTrainedModel
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    head: TiledHead
+    vocabulary: int
+    sample_length: int
+
+    def autocast(self) -> AbstractContextManager: ...
+    def outputs(self, input_ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor: ...
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor: ...
+
+
+def check_causal(engine: Engine) -> None:
     """Two texts that begin alike must begin with the same outputs, whatever follows.
 
     Raises:
@@ -44,7 +60,7 @@ def check_causal(engine: LikelihoodEngine) -> None:
         )
 
 
-def tiled_head_agrees(engine: LikelihoodEngine) -> bool:
+def tiled_head_agrees(engine: Engine) -> bool:
     """Whether body + head gives the model's own logits on a few tokens.
 
     The class's `forward` is called, past the autocast that a trainer may have wrapped around the instance. A head
@@ -69,7 +85,7 @@ def tiled_head_agrees(engine: LikelihoodEngine) -> bool:
     return agrees
 
 
-def packing_agrees(engine: LikelihoodEngine) -> bool:
+def packing_agrees(engine: Engine) -> bool:
     """Whether two texts in one row get the losses that each gets alone.
 
     Within rounding, they must; in bfloat16 that is 0.07 nats per token, so smaller faults are asked for exactly: that
@@ -101,7 +117,7 @@ def packing_agrees(engine: LikelihoodEngine) -> bool:
     return within and (has_experts(model) or torch.equal(others, last))
 
 
-def takes_positions(engine: LikelihoodEngine) -> bool:
+def takes_positions(engine: Engine) -> bool:
     """Whether other `position_ids` give other outputs; some models take them and count for themselves."""
     ids = _row(engine, np.random.default_rng(2).integers(engine.vocabulary, size=engine.sample_length))
     positions = torch.arange(ids.shape[1], device=engine.device)[None]
@@ -113,7 +129,7 @@ def takes_positions(engine: LikelihoodEngine) -> bool:
     return not torch.equal(straight, turned)
 
 
-def _row(engine: LikelihoodEngine, ids: np.ndarray) -> torch.Tensor:
+def _row(engine: Engine, ids: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(ids)[None].to(engine.device)
 
 

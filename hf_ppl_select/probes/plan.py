@@ -12,9 +12,10 @@ from scipy.special import stdtrit
 
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.targets import Space
+from ..law.forms import LAW_FORMS
 from ..law.intervals import parameter_draws
 from ..law.optimum_search import free_sigma_of
-from ..law.scaling_law import LAW_FORMS, ScalingLaw
+from ..law.scaling_law import ScalingLaw
 from ..law.solver import Solution, refit
 from ..law.trust import SearchRegion, hull_of_probes
 from .design import ProbeTarget, design_probes

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import __version__
 from ..data.saving import load_json, save_json
 from ..landscape.maxent import MaxentSolution
 from ..landscape.targets import Space
+from ..version import __version__
 from .replay import align_columns
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..data.saving import save_json, write_atomically
 from ..hub.subset_card import subset_card
 from ..hub.subset_folder import check_layout
 from ..landscape.landscape import PerplexityLandscape
 from ..selection.report import SELECTION_VERSION, summarize
 from ..selection.selector import PerplexitySelector
+from ..version import __version__
 from .parquet_files import ParquetFiles
 from .sharded_output import ShardedOutput
 

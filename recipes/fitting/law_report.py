@@ -7,12 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_ppl_select.data.load import load_texts
 from hf_ppl_select.data.saving import load_json, save_json
 from hf_ppl_select.law.budgets import exhausted_at, gain_by_budget
 from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.law.intervals import check_intervals, param_intervals
 from hf_ppl_select.law.optimum import general_points
 from hf_ppl_select.probes.plan import precision_by_runs
+from hf_ppl_select.scoring.perplexity import evaluate_perplexity
 
 if TYPE_CHECKING:
     from hf_ppl_select import PerplexityLandscape, ScalingLaw
@@ -62,9 +64,7 @@ def _base_general_loss(script_args, training_args, model_args) -> float:
         known = load_json(path, kind="base_loss", version=1)
         if all(known[name] == value for name, value in asked.items()):
             return known["general_loss"]
-    from hf_ppl_select.data.load import load_texts
     from hf_ppl_select.likelihood.engine import load_model
-    from hf_ppl_select.scoring.perplexity import evaluate_perplexity
 
     texts = load_texts(script_args.general_eval_file, training_args.dataset_text_field)[0]
     model, tokenizer = load_model(

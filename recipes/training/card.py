@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,17 +10,50 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_ppl_select import __version__
+from training.options import TrainingRunArguments
 
 if TYPE_CHECKING:
     from transformers import TrainerState
-    from trl import SFTConfig
-
-    from training.trainer import CardFacts, TrainingRows
+    from trl import ModelConfig, SFTConfig
 
 _TEMPLATE = Path(__file__).with_name("card_template.md")
 _RECIPES = {"cpt": "Continual pre-training", "sft": "Supervised fine-tuning"}
 _METRICS = {"loss": "nats per token", "perplexity": "perplexity", "bits_per_byte": "bits per byte"}
 _LIBRARIES = ("trl", "transformers", "datasets", "torch")
+
+
+@dataclass
+class TrainingRows:
+    """What one epoch trains on, replay included: EOS counts, padding does not.
+
+    `num_loss_tokens` are the targets: of prompt and completion those of the completion, and never the first token of
+    a sequence; None for packing_strategy "wrapped", where sequences begin anywhere.
+    """
+
+    num_rows: int = 0
+    num_tokens: int = 0
+    num_loss_tokens: int | None = 0
+    num_truncated_rows: int = 0
+    num_truncated_tokens: int = 0
+    num_rows_without_loss: int = 0
+    num_replay_rows: int = 0
+    num_replay_tokens: int = 0
+
+
+@dataclass
+class CardFacts:
+    """What the model card says beyond what the trainer knows."""
+
+    base_model: str = ""
+    dataset: str = ""
+    recipe: str = ""
+    held_out: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe: str, script_args: TrainingRunArguments, model_args: ModelConfig) -> CardFacts:
+        domain = script_args.eval_file or f"{script_args.dataset_name} {script_args.dataset_test_split}"
+        held_out = {"domain": domain, "general": script_args.general_eval_file or ""}
+        return cls(model_args.model_name_or_path, script_args.dataset_name, recipe, held_out)
 
 
 def training_card(

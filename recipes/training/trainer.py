@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,32 +12,11 @@ import pyarrow.compute as pc
 from accelerate import PartialState
 from datasets import concatenate_datasets
 
-from training.card import training_card
+from training.card import CardFacts, TrainingRows, training_card
 from training.cpu_trainer import CpuSFTTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from trl import ModelConfig
-
-    from training.run import TrainingRunArguments
-
-
-@dataclass
-class TrainingRows:
-    """What one epoch trains on, replay included: EOS counts, padding does not.
-
-    `num_loss_tokens` are the targets: of prompt and completion those of the completion, and never the first token of
-    a sequence; None for packing_strategy "wrapped", where sequences begin anywhere.
-    """
-
-    num_rows: int = 0
-    num_tokens: int = 0
-    num_loss_tokens: int | None = 0
-    num_truncated_rows: int = 0
-    num_truncated_tokens: int = 0
-    num_rows_without_loss: int = 0
-    num_replay_rows: int = 0
-    num_replay_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,22 +29,6 @@ class Replay:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise ValueError(f"--replay must be a share of the tokens between 0 and 1, like 0.05, not {self.share}.")
-
-
-@dataclass
-class CardFacts:
-    """What the model card says beyond what the trainer knows."""
-
-    base_model: str = ""
-    dataset: str = ""
-    recipe: str = ""
-    held_out: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, recipe: str, script_args: TrainingRunArguments, model_args: ModelConfig) -> CardFacts:
-        domain = script_args.eval_file or f"{script_args.dataset_name} {script_args.dataset_test_split}"
-        held_out = {"domain": domain, "general": script_args.general_eval_file or ""}
-        return cls(model_args.model_name_or_path, script_args.dataset_name, recipe, held_out)
 
 
 class RecipeTrainer(CpuSFTTrainer):

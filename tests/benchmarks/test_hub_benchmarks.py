@@ -5,8 +5,8 @@ import json
 import pytest
 
 from hf_ppl_select.benchmarks import BENCHMARKS, read_benchmarks, resolve_benchmarks
-from hf_ppl_select.benchmarks.cmmlu_subjects import CMMLU_SUBJECTS
 from hf_ppl_select.benchmarks.loading import Question, load_questions
+from hf_ppl_select.benchmarks.subjects import CMMLU_SUBJECTS
 
 GPQA = {
     "Question": "Which one?",

@@ -12,7 +12,8 @@ from loopback_hub import LoopbackHub
 
 from hf_ppl_select.hub.law_card import law_card
 from hf_ppl_select.hub.push_subset import push_subset_to_hub
-from hf_ppl_select.law.fit import compare_scaling_laws, fit_scaling_law
+from hf_ppl_select.law.comparison import compare_scaling_laws
+from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.law.scaling_law import ScalingLaw
 
 TOKEN = "hf_ThisIsTheRightOne"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hf_ppl_select.landscape.landscape import PerplexityLandscape
-from hf_ppl_select.law.budgets import exhausted_at, gain_by_budget, why_never
-from hf_ppl_select.law.scaling_law import LAW_FORMS
+from hf_ppl_select.law.budgets import exhausted_at, gain_by_budget
+from hf_ppl_select.law.forms import LAW_FORMS, why_never
 from tests.law.test_optimum import law_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*heavy-tailed")

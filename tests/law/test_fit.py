@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize, minimize_scalar
 
-from hf_ppl_select.law.fit import bootstrap_law, compare_scaling_laws, fit_scaling_law
+from hf_ppl_select.law.comparison import compare_scaling_laws
+from hf_ppl_select.law.fit import bootstrap_law, fit_scaling_law
+from hf_ppl_select.law.forms import LAW_FORMS
 from hf_ppl_select.law.points import read_law_points
-from hf_ppl_select.law.scaling_law import LAW_FORMS
 from hf_ppl_select.law.solver import huber_gradient, huber_objective, refit, solve
 
 MEASURED = Path(__file__).resolve().parents[3] / "shared" / "data" / "law_points" / "smollm2_medquad.jsonl"

@@ -8,8 +8,8 @@ import pytest
 
 from hf_ppl_select.landscape.landscape import PerplexityLandscape
 from hf_ppl_select.law.fit import fit_scaling_law
+from hf_ppl_select.law.forms import LAW_FORMS
 from hf_ppl_select.law.optimum import find_optimum, general_points, trusted_region
-from hf_ppl_select.law.scaling_law import LAW_FORMS
 from hf_ppl_select.law.trust import hull_of_probes
 from hf_ppl_select.selection.select import plan_selection
 

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from hf_ppl_select.landscape.landscape import PerplexityLandscape
-from hf_ppl_select.law.fit import compare_scaling_laws, fit_scaling_law
+from hf_ppl_select.law.comparison import compare_scaling_laws
+from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.plots.canvas import WIDTH, round_numbers, short
 from hf_ppl_select.plots.plots import (
     _predict_held_out,

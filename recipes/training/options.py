@@ -1,0 +1,127 @@
+"""The options that cpt.py and sft.py share, what can be wrong with them, and where a run goes on from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trl import ModelConfig, SFTConfig
+
+
+@dataclass
+class TrainingRunArguments:
+    dataset_name: str = field(
+        metadata={
+            "help": "What to train on: a Hub dataset, a folder written by `save_to_disk`, or a .parquet, .jsonl, .csv "
+            "or .txt file."
+        }
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on, e.g. train[1000:]."})
+    dataset_test_split: str | None = field(
+        default=None,
+        metadata={"help": "Held-out split of the same dataset, instead of `eval_file`, e.g. train[:1000]."},
+    )
+    eval_file: str | None = field(
+        default=None,
+        metadata={"help": "Held-out domain rows, named like a dataset: logs domain_loss, domain_perplexity, ..."},
+    )
+    general_eval_file: str | None = field(
+        default=None, metadata={"help": "Held-out general text: logs general_loss, general_forgetting, ..."}
+    )
+    perplexity_steps: int | None = field(
+        default=None,
+        metadata={"help": "Measure held-out rows every so many steps, besides step 0, evaluations and the last step."},
+    )
+    num_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Select so many tokens of a scored dataset first, and train on them: see `law`."},
+    )
+    law: str | None = field(default=None, metadata={"help": "law.json of fit_law.py: select its optimum."})
+    strategy: str = field(
+        default="maxent",
+        metadata={"help": "How to select: maxent, greedy_dos, regime, random, low, high or middle."},
+    )
+    replay_dataset: str | None = field(
+        default=None, metadata={"help": "General text to mix in against forgetting, named like a dataset."}
+    )
+    replay: float = field(default=0.05, metadata={"help": "Its share of all tokens trained on."})
+    merge_adapter: bool = field(
+        default=False, metadata={"help": "Of LoRA, also save the model with the adapter merged in: output_dir/merged."}
+    )
+
+
+def check_options(script_args: TrainingRunArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
+    """Find what can be wrong before anything is loaded, and set what tokens are counted by.
+
+    Raises:
+        ValueError: with the option to change.
+    """
+    if model_args.model_name_or_path is None:
+        raise ValueError("there is no model; pass --model_name_or_path, e.g. HuggingFaceTB/SmolLM2-135M.")
+    if model_args.use_peft and not _is_installed("peft"):
+        raise ValueError("--use_peft needs the peft library; install it with: pip install 'hf-ppl-select[peft]'")
+    if missing := [
+        name for name in ("trackio", "wandb") if name in training_args.report_to and not _is_installed(name)
+    ]:
+        raise ValueError(
+            f"--report_to {missing[0]} needs that library: pip install {missing[0]}, or --report_to none."
+        )
+    if script_args.merge_adapter and not model_args.use_peft:
+        raise ValueError("--merge_adapter merges a LoRA adapter; add --use_peft.")
+    if script_args.merge_adapter and (model_args.load_in_4bit or model_args.load_in_8bit):
+        raise ValueError(
+            "--merge_adapter cannot merge into quantized weights without loss; leave it out, and merge the saved "
+            "adapter into the model's own weights."
+        )
+    if script_args.law is not None and script_args.num_tokens is None:
+        raise ValueError("--law needs --num_tokens, the budget to select.")
+    if training_args.include_num_input_tokens_seen == "no":
+        # Packed rows have no padding, but their EOS tokens may be the padding token.
+        training_args.include_num_input_tokens_seen = "all" if training_args.packing else "non_padding"
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    } | (training_args.model_init_kwargs or {})
+    training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
+
+
+def _is_installed(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
+
+
+def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
+    """The checkpoint folder that `--resume_from_checkpoint` means: a path, or with `true` the latest complete one.
+
+    Raises:
+        ValueError: there is none. A run killed while it saved leaves an incomplete one, which is passed over.
+    """
+    wanted = training_args.resume_from_checkpoint
+    if wanted in (None, False, "false", "False"):
+        return None
+    if wanted not in (True, "true", "True"):
+        if not _is_complete(Path(wanted)):
+            raise ValueError(
+                f"{wanted} is no complete checkpoint; --resume_from_checkpoint true finds the latest one."
+            )
+        return str(wanted)
+    folders = Path(training_args.output_dir).glob("checkpoint-*")
+    complete = [folder for folder in folders if folder.name[11:].isdigit() and _is_complete(folder)]
+    if not complete:
+        raise ValueError(
+            f"{training_args.output_dir} has no complete checkpoint; leave --resume_from_checkpoint out to start anew."
+        )
+    return str(max(complete, key=lambda folder: int(folder.name[11:])))
+
+
+def _is_complete(folder: Path) -> bool:
+    """The trainer writes its state after everything else."""
+    try:
+        return "global_step" in json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
