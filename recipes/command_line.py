@@ -6,43 +6,68 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
+from hf_ppl_select.command import as_typed
 
 OUR_FOLDERS = ("hf_ppl_select", "trainer_callbacks", "recipes")
+USAGE = "%(prog)s [--config FILE] [--option value ...]"
 
 
-def help_without_trl(options: type, docstring: str) -> None:
-    """Answer `--help` with a recipe's own options at once; importing TRL's takes seconds: `--help_all` lists them too.
+def answer_help(options: type, docstring: str, *, and_trl: bool = False) -> None:
+    """Answer `--help` at once from a recipe's own options: importing TRL for it takes seconds. `--help_all` does.
 
     Args:
         options: the dataclass of the recipe's own options.
         docstring: the recipe's, which is printed above them.
+        and_trl: the recipe takes the options of TRL's SFTConfig and ModelConfig, too.
     """
     if "--help_all" in sys.argv[1:]:
         sys.argv[1:] = ["--help"]
-    elif {"-h", "--help"} & set(sys.argv[1:]):
-        from trl import TrlParser
-
-        parser = TrlParser(
-            options,
-            description=docstring.strip(),
-            epilog="Besides, every option of TRL's SFTConfig and ModelConfig, such as --model_name_or_path,\n"
-            "--learning_rate, --max_length, --use_peft or --output_dir; --help_all lists them.\n"
-            "--config FILE reads options from YAML.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+        return
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        return
+    epilog = "--config FILE reads options from YAML; those on the command line win."
+    if and_trl:
+        epilog = (
+            "Besides, every option of TRL's SFTConfig and ModelConfig, such as --model_name_or_path,\n"
+            f"--learning_rate, --max_length, --use_peft or --output_dir; --help_all lists them.\n{epilog}"
         )
-        parser.print_help()
-        parser.exit()
+    parser = argparse.ArgumentParser(
+        usage=USAGE,
+        description=as_typed(docstring.strip()),
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    hints = get_type_hints(options)
+    for option in fields(options):
+        hint, about = hints[option.name], option.metadata.get("help", "")
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        if default is MISSING:
+            about += " (required)"
+        elif default is not False and default not in (None, []):
+            about += f" (default: {default!r})".replace("%", "%%")
+        if hint is bool:
+            shape = {"action": "store_true"}
+        elif get_origin(hint) is Literal:
+            shape = {"choices": get_args(hint)}
+        else:
+            kind = next(name for name in ("int", "float", "str") if name in str(hint))
+            shape = {"metavar": kind.upper(), "nargs": "+" if "list" in str(hint) else None}
+        parser.add_argument(f"--{option.name}", *option.metadata.get("aliases", ()), help=about, **shape)
+    parser.print_help()
+    parser.exit()
 
 
 def parse_options(parser: Any, args: list[str] | None = None) -> tuple:
     """The dataclasses of a `TrlParser`, from the command line and `--config FILE`; an unknown option or key fails."""
+    import yaml
+
     if (sys.argv[1:] if args is None else args)[-1:] == ["--config"]:
         parser.exit(2, f"{parser.prog}: error: --config needs a YAML file.\n")
-    parser.usage = "%(prog)s [--config FILE] [--option value ...]"  # not hundreds of them before each error
+    parser.usage = USAGE  # not hundreds of them before each error
     try:
         return parser.parse_args_and_config(args=args)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:

@@ -1,4 +1,4 @@
-"""
+r"""
 Continual pre-training on text with TRL's SFTTrainer. Every option of SFTConfig and ModelConfig passes through.
 
 # Full training, or LoRA
@@ -100,8 +100,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import help_without_trl, parse_options, run
+    from command_line import answer_help, parse_options, run
 
-    help_without_trl(CptArguments, __doc__)
+    answer_help(CptArguments, __doc__, and_trl=True)
     options = parse_options(make_parser())
     run(lambda: main(*options))

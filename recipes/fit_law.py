@@ -1,4 +1,4 @@
-"""
+r"""
 Fit a perplexity-aware scaling law: short probe runs on subsets of different landscapes, one law point per rung of a
 ladder of token counts, then every law form compared out of sample. Then what the law says: how sure it is, which
 landscape is best for a budget, what that gains over random, and what other probes would tell. Probes train with TRL's
@@ -159,8 +159,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import help_without_trl, parse_options, run
+    from command_line import answer_help, parse_options, run
 
-    help_without_trl(FitLawArguments, __doc__)
+    answer_help(FitLawArguments, __doc__, and_trl=True)
     options = parse_options(make_parser())
     run(lambda: main(*options))

@@ -28,15 +28,18 @@ import fit_law
 import score
 import select_subset
 from command_line import parse_options
+from hf_ppl_select.command import as_typed
 from hf_ppl_select.data.saving import load_json, save_json
 from quickstart_steps.data import QuickstartArguments, prepare_texts, training_precision
 
 
 def main(args):
     from quickstart_steps.offline_model import offline_model
+    from quickstart_steps.packages import check_installed
     from quickstart_steps.report import evaluate_model, write_report
 
     started = time.monotonic()
+    check_installed(args.model, args.dataset_name)
     folder = Path(args.output_dir)
     settings_path = folder / "settings.json"
     if settings_path.exists() and load_json(settings_path, kind="quickstart", version=1) != asdict(args):
@@ -50,7 +53,7 @@ def main(args):
         if (folder / done).exists():
             print(f"{folder / done} is there: nothing to do", flush=True)
             return
-        print(f"$ python recipes/{recipe.__name__}.py {shlex.join(options)}", flush=True)
+        print(as_typed(f"$ python recipes/{recipe.__name__}.py {shlex.join(options)}"), flush=True)
         recipe.main(*parse_options(recipe.make_parser(), options))
 
     model = args.model or str(offline_model())
@@ -135,7 +138,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import run
+    from command_line import answer_help, run
 
+    answer_help(QuickstartArguments, __doc__)
     options = parse_options(make_parser())
     run(lambda: main(*options))

@@ -1,4 +1,4 @@
-"""
+r"""
 Compare finished runs: base, random, selected, ...; one table with intervals, paired tests, tokens and time.
 
 ```bash
@@ -71,7 +71,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import parse_options, run
+    from command_line import answer_help, parse_options, run
 
+    answer_help(ReportArguments, __doc__)
     (options,) = parse_options(make_parser())
     run(lambda: main(options))

@@ -1,4 +1,4 @@
-"""Score a language model on medical and general multiple-choice benchmarks, with confidence intervals.
+r"""Score a language model on medical and general multiple-choice benchmarks, with confidence intervals.
 
 From the Hub:
 
@@ -18,7 +18,7 @@ Without the Hub, from a folder with files such as medqa_4options_test.parquet:
 
 Your own questions (columns question, choices, answer), and how they moved since an earlier run:
 
-    python recipes/run_benchmarks.py --model path/to/adapted --benchmarks my_questions.jsonl general_questions \\
+    python recipes/run_benchmarks.py --model path/to/adapted --benchmarks my_questions.jsonl general_questions \
         --output outputs/adapted.json --compare_with outputs/base.json
 
 Two saved runs, question by question, with McNemar tests:
@@ -139,7 +139,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import parse_options, run
+    from command_line import answer_help, parse_options, run
 
+    answer_help(BenchmarkOptions, __doc__)
     (options,) = parse_options(make_parser())
     run(lambda: main(options))

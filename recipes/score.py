@@ -1,4 +1,4 @@
-"""
+r"""
 Score a corpus: documents -> chunks -> the perplexity of each under a base model, and the corpus's landscape.
 
 # From a YAML file; options on the command line win
@@ -179,7 +179,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import parse_options, run
+    from command_line import answer_help, parse_options, run
 
+    answer_help(ScoreArguments, __doc__)
     (args,) = parse_options(make_parser())
     run(lambda: main(args))

@@ -1,4 +1,4 @@
-"""
+r"""
 Score parquet files with Ray Data: a pool of actors, each with the model, on as many machines as the cluster has.
 
 # On this machine; with GPUs, one actor for each
@@ -106,7 +106,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import parse_options, run
+    from command_line import answer_help, parse_options, run
 
+    answer_help(RayScoreArguments, __doc__)
     (args,) = parse_options(make_parser())
     run(lambda: main(args))

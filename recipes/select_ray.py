@@ -1,4 +1,4 @@
-"""
+r"""
 Select from scored parquet files with Ray, on as many machines as the cluster has: the same rows as everywhere else.
 
 # A selector: three numbers and a seed, made on one machine from a landscape and a law
@@ -93,7 +93,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import parse_options, run
+    from command_line import answer_help, parse_options, run
 
+    answer_help(RayArguments, __doc__)
     (args,) = parse_options(make_parser())
     run(lambda: main(args))

@@ -1,4 +1,4 @@
-"""
+r"""
 Select the part of a scored corpus to spend training tokens on, save it with its card, and push it to the Hub.
 
 # The landscape that a fitted law predicts to be best
@@ -227,7 +227,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import parse_options, run
+    from command_line import answer_help, parse_options, run
 
+    answer_help(SelectArguments, __doc__)
     options = parse_options(make_parser())
     run(lambda: main(*options))

@@ -1,4 +1,4 @@
-"""
+r"""
 Supervised fine-tuning on prompt/completion or messages rows with TRL's SFTTrainer. Every option of SFTConfig and
 ModelConfig passes through.
 
@@ -112,8 +112,8 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    from command_line import help_without_trl, parse_options, run
+    from command_line import answer_help, parse_options, run
 
-    help_without_trl(SftArguments, __doc__)
+    answer_help(SftArguments, __doc__, and_trl=True)
     options = parse_options(make_parser())
     run(lambda: main(*options))

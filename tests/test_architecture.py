@@ -24,6 +24,8 @@ MAY_IMPORT = {
     "data": "",
     "likelihood": "",
     "version": "",
+    "command": "",
+    "__main__": "command",
     "scoring": "likelihood",
     "landscape": "data",
     "hub": "data landscape",
@@ -42,7 +44,7 @@ MAY_IMPORT = {
     "recipes/training": "data hf_ppl_select likelihood scoring trainer_callbacks",
     "recipes/fitting": "data hf_ppl_select law likelihood plots probes recipes/training scoring trainer_callbacks",
     "recipes/quickstart_steps": "benchmarks data hf_ppl_select law likelihood plots recipes/fitting scoring",
-    "recipes": "benchmarks data hf_ppl_select hub law likelihood plots scoring selection streaming "
+    "recipes": "benchmarks command data hf_ppl_select hub law likelihood plots scoring selection streaming "
     "recipes/comparing recipes/fitting recipes/quickstart_steps recipes/training",
 }
 MOST_LINES, MOST_MODULES = 319, 12  # of a file, of a folder

@@ -16,14 +16,19 @@ import tempfile
 from pathlib import Path
 
 
+def model_folder() -> Path:
+    """Where it is kept by default, be it there or not."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "hf_ppl_select" / "SmolLM2-135M-Instruct"
+
+
 def offline_model(folder: str | os.PathLike | None = None) -> Path:
     """The folder of the rebuilt model, made at the first call; by default in the user's cache.
 
     Raises:
         ModuleNotFoundError: the wheel is not installed.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(folder) if folder else cache / "hf_ppl_select" / "SmolLM2-135M-Instruct"
+    folder = Path(folder) if folder else model_folder()
     if not (folder / "model.safetensors").is_file():
         _rebuild(folder)
     return folder

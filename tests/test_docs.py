@@ -1,0 +1,42 @@
+"""docs/architecture.md is true: each file that it names is there, and has the function or class named after it."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+NAMED = sorted(set(re.findall(r"`((?:\w+/)*\w+\.(?:py|md))`(?:\s+`(\w+)(?:\.(\w+))?`)?", PAGE)))
+
+
+def names_in(body):
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            if isinstance(target, ast.Name):
+                yield target.id
+
+
+@pytest.mark.parametrize(("file", "name", "method"), NAMED, ids=[" ".join(filter(None, named)) for named in NAMED])
+def test_what_the_page_names_is_there(file, name, method):
+    path = next((path for path in (ROOT / file, ROOT / "hf_ppl_select" / file) if path.is_file()), None)
+    assert path is not None, f"there is no {file}"
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    if name:
+        assert name in names_in(body), f"{file} has no {name}"
+    if method:
+        assert method in names_in(next(node for node in body if getattr(node, "name", None) == name).body)
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in (ROOT / "hf_ppl_select").glob("*/__init__.py")))
+def test_each_folder_has_its_row(folder):
+    assert f"\n| `{folder}/` |" in PAGE
+
+
+def test_constants_the_page_names_are_there():
+    for name, file in re.findall(r"`([A-Z_]+)` of `([\w/]+\.py)`", PAGE):
+        path = next(path for path in (ROOT / file, ROOT / "hf_ppl_select" / file) if path.is_file())
+        assert name in names_in(ast.parse(path.read_text(encoding="utf-8")).body)
