@@ -107,9 +107,9 @@ def main(script_args, training_args, model_args):
         for option in ("dataset_name", "eval_file"):
             if getattr(script_args, option) is None:
                 raise ValueError(f"probes need --{option}; or fit to known points: --points FILE --num_probes 0.")
-        plan = design_runs(script_args, dataset, landscape, training_args.seed)
+        plan, subsets = design_runs(script_args, dataset, landscape, training_args.seed)
         corpus = check_same_settings(folder, script_args, training_args, model_args, dataset, plan)
-        train_probes(plan, dataset, folder, script_args, training_args, model_args)
+        train_probes(plan, subsets, folder, script_args, training_args, model_args)
         if script_args.probe_index is not None:
             return
         rows += collect_points(folder, plan).to_rows()

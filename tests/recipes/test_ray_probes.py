@@ -17,7 +17,7 @@ index, started = int(sys.argv[sys.argv.index("--probe_index") + 1]), time.time()
 if index == 2:
     print("fit_law.py: error: no such chunk", file=sys.stderr)
     sys.exit(2)
-time.sleep(1.0)
+time.sleep(3.0)
 row = {"args": sys.argv[1:], "started": started, "ended": time.time(), "hf": os.environ.get("HF_HUB_OFFLINE")}
 with open(f"{index}.json", "w") as file:
     json.dump(row, file)
