@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # as a share of the largest; else 1e-2
+NOT_CAUSAL = 0.03  # likewise, for rounded numbers: encoders with random weights have 0.05 to 0.4, causal models 0
 REFUSALS = (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
@@ -52,7 +53,10 @@ def check_causal(engine: Engine) -> None:
     texts = np.random.default_rng(1).integers(engine.vocabulary, size=(2, length))
     texts[1, :begin] = texts[0, :begin]
     first, second = (engine.outputs(_row(engine, ids))[0, :begin].float() for ids in texts)
-    if torch.isfinite(first).all() and not _agree(first, second, (engine.autocast_dtype or engine.causal_lm.dtype)):
+    exact = (engine.autocast_dtype or engine.causal_lm.dtype) in TOLERANCE
+    exact = exact and not getattr(engine.causal_lm, "is_quantized", False)  # whose scales may depend on all tokens
+    error = (first - second).abs().max() / second.abs().max()
+    if error > (TOLERANCE[torch.float32] if exact else NOT_CAUSAL):  # NaN is reported for the text that has it
         name = type(engine.causal_lm).__name__
         raise ValueError(
             f"{name} is not a causal language model: what follows a token changes what is predicted for it. Load a "
@@ -76,7 +80,7 @@ def tiled_head_agrees(engine: Engine) -> bool:
         if hidden is None or hidden.shape[-1] != model.get_output_embeddings().weight.shape[-1]:
             return False
         found = engine.head.logits(hidden)
-    if not (agrees := _agree(found, expected, expected.dtype)):
+    if not (agrees := _agree(found, expected)):
         logger.warning(
             "%s computes its logits in a way the tiled LM head does not know: scoring with full logits, slower "
             "and with more memory.",
@@ -133,7 +137,7 @@ def _row(engine: Engine, ids: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(ids)[None].to(engine.device)
 
 
-def _agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Within rounding; NaN does not agree."""
     error = (found - expected).abs().max() / expected.abs().max()
-    return bool(error <= TOLERANCE.get(dtype, 1e-2))
+    return bool(error <= TOLERANCE.get(expected.dtype, 1e-2))
