@@ -212,21 +212,26 @@ class LikelihoodEngine:
     @torch.inference_mode()  # in each thread
     def _launch(self, sequences: list[Sequence[int]], counted: list[Sequence[int]]) -> tuple[np.ndarray, torch.Tensor]:
         """The sequence of each counted token `[n]`, and its loss `[n]`, on the device; halves what is too much."""
-        try:
-            return self._run(sequences, counted)
-        except torch.OutOfMemoryError:
-            if len(sequences) == 1:
-                logger.error("Memory does not hold one sequence of %d tokens: lower max_length.", len(sequences[0]))
-                raise
-        # Out of the handler, whose traceback holds on to the tensors
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.max_batch_tokens = max(1, sum(map(len, sequences)) // 2)
-        logger.warning("Out of memory: going on with batches of %d tokens.", self.max_batch_tokens)
+        num_tokens = sum(map(len, sequences))
+        if len(sequences) == 1 or num_tokens <= self.max_batch_tokens:
+            try:
+                return self._run(sequences, counted)
+            except torch.OutOfMemoryError:
+                if len(sequences) == 1:
+                    logger.error("Memory does not hold one sequence of %d tokens: lower max_length.", num_tokens)
+                    raise
+            self.lower_batch_tokens(num_tokens)  # out of the handler, whose traceback holds on to the tensors
         half = len(sequences) // 2
         rows, losses = self._launch(sequences[:half], counted[:half])
         more_rows, more_losses = self._launch(sequences[half:], counted[half:])
         return np.concatenate([rows, more_rows + half]), torch.cat([losses, more_losses])
+
+    def lower_batch_tokens(self, too_many: int) -> None:
+        """Memory did not hold so many tokens: from now on half of them, also of batches that are made already."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.max_batch_tokens = min(self.max_batch_tokens, max(1, too_many // 2))
+        logger.warning("Out of memory: going on with batches of %d tokens.", self.max_batch_tokens)
 
     def _run(self, sequences: list[Sequence[int]], counted: list[Sequence[int]]) -> tuple[np.ndarray, torch.Tensor]:
         rows = np.repeat(np.arange(len(sequences)), [len(positions) for positions in counted])

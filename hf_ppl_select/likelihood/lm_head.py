@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from functools import cache
+from subprocess import SubprocessError
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,6 +117,7 @@ class TiledHead:
 def one_pass_kernel() -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
     """trl's Triton kernel, which reads logits once; None where there is none, or where it cannot be compiled."""
     try:
+        from triton.errors import TritonError
         from trl.kernels import selective_log_softmax_and_entropy as kernel
     except ImportError:
         return None
@@ -124,10 +126,13 @@ def one_pass_kernel() -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None
     expected = torch.log_softmax(logits, dim=-1, dtype=torch.float32).gather(-1, targets[:, None])[:, 0]
     try:
         found, _ = kernel(logits, targets)
-    except Exception as error:  # Triton has no common class for a missing compiler, driver or header
+    except (OSError, RuntimeError, SubprocessError, TritonError) as error:  # no compiler, driver or header
         logger.warning("Triton does not run here (%s): the LM head is slower without.", error)
         return None
-    return kernel if torch.allclose(found, expected, atol=1e-3) else None
+    if not torch.allclose(found, expected, atol=1e-3):
+        logger.warning("trl's log-softmax kernel gives other numbers here: the LM head is slower without.")
+        return None
+    return kernel
 
 
 def losses_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -153,18 +153,16 @@ class SharedPrefixScorer:
 
     def _batch_losses(self, rows: list[TokenTree]) -> list[torch.Tensor]:
         """-log p of each target of the rows, in their order, on the device; halves what memory does not hold."""
-        try:
-            outputs, places = self._packed_outputs(rows) if self._packs(rows[0]) else self._padded_outputs(rows)
-            targets = np.concatenate([np.asarray(row.targets, dtype=np.int64) for row in rows])
-            return [self.engine.losses(outputs.flatten(0, 1)[self._to_device(places)], self._to_device(targets))]
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-        # Out of the handler, whose traceback holds on to the tensors.
-        if self.engine.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.engine.max_batch_tokens = max(1, sum(len(row.tokens) for row in rows) // 2)
-        logger.warning("Out of memory: going on with batches of %d tokens.", self.engine.max_batch_tokens)
+        num_tokens = sum(len(row.tokens) for row in rows)
+        if len(rows) == 1 or num_tokens <= self.engine.max_batch_tokens:
+            try:
+                outputs, places = self._packed_outputs(rows) if self._packs(rows[0]) else self._padded_outputs(rows)
+                targets = np.concatenate([np.asarray(row.targets, dtype=np.int64) for row in rows])
+                return [self.engine.losses(outputs.flatten(0, 1)[self._to_device(places)], self._to_device(targets))]
+            except torch.OutOfMemoryError:
+                if len(rows) == 1:
+                    raise
+            self.engine.lower_batch_tokens(num_tokens)  # out of the handler, as in the engine
         half = len(rows) // 2
         return self._batch_losses(rows[:half]) + self._batch_losses(rows[half:])
 

@@ -235,6 +235,24 @@ def test_progress_counts_the_tokens_that_run():
         assert bar.n == bar.total < sum(len(ids) for ids in sequences)
 
 
+def test_what_memory_did_not_hold_is_not_tried_again(monkeypatch, caplog):
+    model = tiny("llama")
+    sequences, starts = questions(60, num_questions=16)
+    scorer = SharedPrefixScorer(LikelihoodEngine(model, max_batch_tokens=2000))
+    expected = scorer.nll(sequences, starts)
+    outputs, most = scorer.engine.outputs, 100
+
+    def small_memory(input_ids, **inputs):
+        if input_ids.numel() > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return outputs(input_ids, **inputs)
+
+    monkeypatch.setattr(scorer.engine, "outputs", small_memory)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_allclose(scorer.nll(sequences, starts), expected, rtol=1e-5)
+    assert 1 <= caplog.text.count("Out of memory") <= 5 and scorer.engine.max_batch_tokens < 2000
+
+
 def test_errors():
     model = tiny("llama")
     scorer = SharedPrefixScorer(LikelihoodEngine(model))
