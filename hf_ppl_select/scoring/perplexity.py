@@ -163,7 +163,7 @@ class PerplexityScorer:
         engine, tokenizer = self._load(rank)
         if self._num_tokens is not None and self.compile:
             self._num_tokens += sum(len(row.ids) for row in rows)
-            if self.compile is True or (compiling_pays(self._num_tokens) and engine.packs):
+            if self.compile is True or (compiling_pays(self._num_tokens, engine.device.type) and engine.packs):
                 logger.info("Compiling the layers of %s.", self.model_name)
                 engine.compile()
                 self._num_tokens = None

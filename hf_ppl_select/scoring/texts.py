@@ -24,14 +24,19 @@ if TYPE_CHECKING:
 COMPILING_PAYS = {"cpu": 2**20, "cuda": 2**22}
 
 
-def compiling_pays(num_tokens: int) -> bool:
-    """Whether to compile a model with so many tokens to score: if it is worth it, and there is a compiler."""
+def compiling_pays(num_tokens: int, device: str | None = None) -> bool:
+    """Whether to compile a model with so many tokens to score: if it is worth it, and there is a compiler.
+
+    Args:
+        num_tokens: how many.
+        device: kind of device that the model is on, "cuda" or "cpu"; default: CUDA if there is one, else CPU.
+    """
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     names = (os.environ.get("CC"), "gcc", "clang") if device == "cuda" else (os.environ.get("CXX"), "g++", "clang++")
     can = any(name and shutil.which(name) for name in names) and (device == "cpu" or find_spec("triton") is not None)
-    return can and num_tokens >= COMPILING_PAYS[device]
+    return can and num_tokens >= COMPILING_PAYS.get(device, math.inf)
 
 
 @dataclass(frozen=True)

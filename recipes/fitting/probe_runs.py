@@ -89,6 +89,12 @@ def choose_chunks(
         except ValueError as error:
             problem = error
             continue
+        if step:
+            print(
+                f"{probe.run}: no subset has mu {probe.mu:.3f} and sigma {probe.sigma:.3f}; it takes the nearest of "
+                f"{_STEPS} towards the corpus's own, mu {mu:.3f} and sigma {sigma:.3f}.",
+                flush=True,
+            )
         return replace(probe, mu=mu, sigma=sigma), _in_order(subset, seed)
     raise problem
 
