@@ -43,7 +43,8 @@ def main():
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
     import torch
-    from gpu_checks import Bench, attempt, run_checks
+    from gpu_checks import attempt, run_checks
+    from gpu_inputs import Bench
     from gpu_timings import end_to_end, run_timings
 
     wanted = [part for part in args.only or CHECKS + TIMINGS if part not in args.skip]

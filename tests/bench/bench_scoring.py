@@ -178,32 +178,34 @@ def read_texts(args):
 
 
 def plain(model, ids):
+    """One text at a time, as most people write it."""
     import torch
 
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
     with torch.inference_mode():
         for row in ids:
             if len(row) > 1:
-                row = torch.tensor([row])
-                total += model(input_ids=row, labels=row).loss.item() * (row.shape[1] - 1)
-    return total
+                row = torch.tensor([row], device=model.device)
+                total += model(input_ids=row, labels=row).loss.double() * (row.shape[1] - 1)
+    return total.item()
 
 
 def like_evaluate(model, ids, batch_size=16):
+    """Padded batches in the given order, a mask, full logits: the algorithm of evaluate's perplexity."""
     import torch
 
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
     with torch.inference_mode():
         for start in range(0, len(ids), batch_size):
             batch = ids[start : start + batch_size]
             width = max(map(len, batch))
-            tokens = torch.tensor([row + [0] * (width - len(row)) for row in batch])
-            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch])
+            tokens = torch.tensor([row + [0] * (width - len(row)) for row in batch], device=model.device)
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in batch], device=model.device)
             logits = model(tokens, attention_mask=mask).logits[:, :-1].contiguous()
             labels, counted = tokens[:, 1:].contiguous(), mask[:, 1:]
             losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-            total += (losses * counted).sum().item()
-    return total
+            total += (losses * counted).sum().double()
+    return total.item()
 
 
 def lm_eval(model, tokenizer, texts, batch_size):

@@ -6,7 +6,8 @@ import time
 import numpy as np
 import torch
 import transformers
-from gpu_checks import all_but_first, english, english_tokenizer
+from bench_scoring import like_evaluate, plain
+from gpu_inputs import all_but_first, english, english_tokenizer
 
 from hf_ppl_select import PerplexityScorer
 from hf_ppl_select.likelihood.engine import LikelihoodEngine
@@ -102,32 +103,6 @@ def peak_rate(bench):
     return best
 
 
-def plain_loop(model, texts):
-    """One text at a time, as most people write it."""
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
-    with torch.inference_mode():
-        for ids in texts:
-            row = torch.tensor([ids], device=model.device)
-            total += model(input_ids=row, labels=row).loss.double() * (len(ids) - 1)
-    return total.item()
-
-
-def padded_loop(model, texts, batch_size=16):
-    """Padded batches in the given order, a mask, full logits: the algorithm of evaluate's perplexity."""
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
-    with torch.inference_mode():
-        for start in range(0, len(texts), batch_size):
-            batch = texts[start : start + batch_size]
-            width = max(map(len, batch))
-            tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids in batch], device=model.device)
-            mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in batch], device=model.device)
-            logits = model(tokens, attention_mask=mask).logits[:, :-1].contiguous()
-            labels, counted = tokens[:, 1:].contiguous(), mask[:, 1:]
-            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-            total += (losses * counted).sum().double()
-    return total.item()
-
-
 def run_timings(bench, record, names, ablations=True):
     """Timings go to `record(name, finding)`, one by one."""
     rate = peak_rate(bench)
@@ -158,7 +133,7 @@ def run_timings(bench, record, names, ablations=True):
             return engine.nll(texts, all_but_first(texts))
 
         few = texts_of(model, ragged(bench, 2000))
-        ours(few), plain_loop(model, few[:2])  # warm
+        ours(few), plain(model, few[:2])  # warm
         less = full // (16 if name == "0.6B" else 8)
         for work, lengths_of in (("chunks", chunks), ("texts", ragged)):
             measure(f"{work}, ours", lengths_of(bench, full), ours)
@@ -166,8 +141,8 @@ def run_timings(bench, record, names, ablations=True):
                 engine.packs = False
                 measure(f"{work}, ours, padded", lengths_of(bench, full), ours)
                 engine.packs = True
-            measure(f"{work}, plain loop", lengths_of(bench, less), lambda texts, m=model: plain_loop(m, texts))
-            measure(f"{work}, padded loop", lengths_of(bench, less), lambda texts, m=model: padded_loop(m, texts))
+            measure(f"{work}, plain loop", lengths_of(bench, less), lambda texts, m=model: plain(m, texts))
+            measure(f"{work}, padded loop", lengths_of(bench, less), lambda texts, m=model: like_evaluate(m, texts))
         kernel, engine.head.kernel = engine.head.kernel, None
         if kernel is not None and ablations:
             measure("chunks, ours, plain log-softmax", chunks(bench, full), ours)
