@@ -283,16 +283,11 @@ def test_evaluate_perplexity(tiny_model, tiny_tokenizer):
 
 def test_import_is_light_and_lazy():
     code = (
-        "import time, sys; start = time.perf_counter(); import hf_ppl_select;"
-        "print(time.perf_counter() - start); assert not {'torch', 'datasets', 'numpy'} & set(sys.modules);"
+        "import sys; import hf_ppl_select; assert not {'torch', 'datasets', 'numpy'} & set(sys.modules);"
         "assert 'score_ppl' in dir(hf_ppl_select); hf_ppl_select.PerplexityScorer; assert 'torch' not in sys.modules"
     )
-    seconds = []
-    for _ in range(3):
-        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert run.returncode == 0, run.stderr
-        seconds.append(float(run.stdout))
-    assert min(seconds) < 1.0  # 0.01 s on an idle machine
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.slow

@@ -122,22 +122,22 @@ def test_bad_input(arguments, message):
 
 
 def test_ten_million_rows_fit_in_little_memory():
-    """In a process of its own: about a second, and far below the 1.5 GiB allowed."""
+    """In a process of its own: far below the 1.5 GiB allowed."""
     script = """
-import resource, time, numpy as np
+import resource, numpy as np
 from hf_ppl_select.selection.baselines import choose_maxent
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 x = np.random.default_rng(0).normal(3, 0.45, 10_000_000)
 choose_maxent(x[:1000], 1.0, 100, 3.0, 0.3, 0)
-before, start = peak(), time.process_time()
+before = peak()
 chosen, _ = choose_maxent(x, 1.0, 1_000_000, 2.9, 0.3, 0)
-print(len(chosen), x[chosen].mean(), x[chosen].std(), time.process_time() - start, peak() - before)
+print(len(chosen), x[chosen].mean(), x[chosen].std(), peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    number, mean, std, seconds, memory = map(float, done.stdout.split())
+    number, mean, std, memory = map(float, done.stdout.split())
     assert number == 1_000_000 and (mean, std) == pytest.approx((2.9, 0.3), rel=1e-4)
-    assert seconds < 5 and memory < 0.5 * 2**30
+    assert memory < 0.5 * 2**30
 
 
 # ---------------------------------------------------------------------------------------------- whole chunks
