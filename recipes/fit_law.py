@@ -90,7 +90,14 @@ def main(script_args, training_args, model_args):
     from datasets import disable_progress_bars
 
     from fitting.law_report import best_landscape, plot_law, print_law, print_planning
-    from fitting.probe_runs import check_same_settings, collect_points, design_runs, format_comparison, train_probes
+    from fitting.probe_runs import (
+        check_same_settings,
+        choose_probes,
+        collect_points,
+        design_runs,
+        format_comparison,
+        train_probes,
+    )
     from hf_ppl_select import PerplexityLandscape, compare_scaling_laws, fit_scaling_law
     from hf_ppl_select.data.load import load_rows
     from hf_ppl_select.data.saving import save_json
@@ -107,9 +114,10 @@ def main(script_args, training_args, model_args):
         for option in ("dataset_name", "eval_file"):
             if getattr(script_args, option) is None:
                 raise ValueError(f"probes need --{option}; or fit to known points: --points FILE --num_probes 0.")
-        plan, subsets = design_runs(script_args, dataset, landscape, training_args.seed)
+        plan = design_runs(script_args, dataset, landscape, training_args.seed)
+        chosen = [] if script_args.fit_only else choose_probes(plan, dataset, training_args.seed)
         corpus = check_same_settings(folder, script_args, training_args, model_args, dataset, plan)
-        train_probes(plan, subsets, folder, script_args, training_args, model_args)
+        train_probes(plan, chosen, folder, script_args, training_args, model_args)
         if script_args.probe_index is not None:
             return
         rows += collect_points(folder, plan).to_rows()

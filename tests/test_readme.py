@@ -30,6 +30,7 @@ def place(tmp_path, tiny_model, tiny_tokenizer):
     from datasets import Dataset
 
     from hf_ppl_select import PerplexityScorer, chunk_documents
+    from hf_ppl_select.landscape.landscape import PerplexityLandscape
     from hf_ppl_select.probes.design import design_probes
 
     snapshot = tmp_path / "hub" / "models--HuggingFaceTB--SmolLM2-135M" / "snapshots" / ("0" * 40)
@@ -48,7 +49,10 @@ def place(tmp_path, tiny_model, tiny_tokenizer):
     scored = PerplexityScorer(str(snapshot))(chunks[:])
     points = []
     for probe in design_probes(
-        scored["perplexity"], scored["num_tokens"], num_runs=8, tokens_per_run=8000, space="log"
+        PerplexityLandscape.from_values(scored["perplexity"], scored["num_tokens"]),
+        num_runs=8,
+        tokens_per_run=8000,
+        space="log",
     ):
         for num_tokens in (2000, 4000, 8000):
             loss = 2 + np.exp(2 - 0.2 * np.log(num_tokens) + 0.3 * (probe.mu - 6) ** 2) + rng.normal(0, 0.002)

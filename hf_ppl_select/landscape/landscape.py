@@ -15,7 +15,8 @@ import numpy as np
 
 from ..data.columns import read_columns
 from ..data.saving import load_json, save_json
-from .attainable import AttainableRegion, region_of_groups
+from .cells import Cells
+from .reach import AttainableRegion, attainable_region
 
 BINS_PER_NAT = 256
 _SCHEMA_VERSION = 1
@@ -235,7 +236,7 @@ class PerplexityLandscape:
         return np.exp(np.arange(self.bins[0], self.bins[-1] + 2) / BINS_PER_NAT), counts
 
     def attainable_region(self, num_tokens: float, space: Literal["linear", "log"] = "linear") -> AttainableRegion:
-        """The (mu, sigma) that subsets of `num_tokens` tokens can have: see `attainable.attainable_region`.
+        """The (mu, sigma) that subsets of `num_tokens` tokens can have: see `reach.attainable_region`.
 
         Raises:
             ValueError: `num_tokens` is more than the corpus has, or less than one chunk.
@@ -247,7 +248,19 @@ class PerplexityLandscape:
                 f"asked for {num_tokens:g} tokens, but one chunk holds {self.tokens_per_chunk:g} on average."
             )
         w, mean, std = self.bin_moments(space)
-        return region_of_groups(mean, std, w, w.sum() * (num_tokens / self.num_tokens), space)
+        return attainable_region(mean, num_tokens, self.sums[:, 1], w, std, space)
+
+    def cells(self, space: Literal["linear", "log"], outliers: bool = True) -> Cells:
+        """The bins as cells of one column, for [`~hf_ppl_select.landscape.maxent.solve`].
+
+        Without `outliers` only those within Tukey's fences on nll: 1.5 interquartile ranges beyond the quartiles.
+        """
+        w, mean, std = self.bin_moments(space)
+        no_group = np.zeros(len(w), dtype=np.int64)
+        cells = Cells(w, self.sums[:, 1], mean[:, None], std[:, None], self.sums[:, 0], no_group)
+        first, third = np.log(self.quantile([0.25, 0.75]))
+        inside = np.abs(_centres(self.bins) - (first + third) / 2) <= 2.0 * (third - first) + 1 / BINS_PER_NAT
+        return cells if outliers else cells.take(inside)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` gives the same landscape back, bit by bit."""

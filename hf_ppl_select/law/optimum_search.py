@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..landscape.landscape import PerplexityLandscape
-from ..landscape.leaning import leaning_subsets, without_outliers
+from ..landscape.maxent import leaning
 from .forms import LAW_FORMS, Law
 from .trust import SearchRegion
 
@@ -30,27 +30,20 @@ class ForgettingBound:
         return self.law.predict(mu, sigma, self.num_tokens) - self.max_loss
 
 
-def needs_sigma(law: Law) -> bool:
-    return any(term.needs_sigma for term in LAW_FORMS[law.form].terms(law.space))
-
-
 def free_sigma_of(law: Law, landscape: PerplexityLandscape, num_tokens: float) -> FreeSigma | None:
     """For a law without sigma: the sigma to be near to, at each mean; None for other laws.
 
     It is the spread of the plainest subset with that mean, one that only leans to lower or to higher perplexities, of
     the chunks without outliers; but no more than the corpus's bulk has, judged by its quartiles.
     """
-    if needs_sigma(law):
+    if any(term.needs_sigma for term in LAW_FORMS[law.form].terms(law.space)):
         return None
     quartiles = landscape.quantile([0.25, 0.75])
     first, third = np.log(quartiles) if law.space == "log" else quartiles
     bulk = float(third - first) / (2 * 0.674490)
-    reps = np.log(landscape.quantile((np.arange(4096) + 0.5) / 4096))
-    core = without_outliers(reps)
-    kept = min(num_tokens / landscape.num_tokens * len(reps) / len(core), 1.0)
-    core = core if law.space == "log" else np.exp(core)
-    leaning = leaning_subsets(core, kept)
-    return lambda mu: np.minimum(bulk, np.interp(mu, *leaning))
+    core = landscape.cells(law.space, outliers=False)
+    plain = leaning(core, min(num_tokens, core.tokens.sum()))
+    return lambda mu: np.minimum(bulk, np.interp(mu, *plain))
 
 
 def search(
@@ -76,16 +69,13 @@ def search(
     mu = np.linspace(first, last, 513) if first < last else np.array([first])
     low, high = region.sigma_bounds(mu)
     tallest = np.nanmax(high - low)
-    # Without sigma in the law nor in the bound's, one sigma per mean will do.
-    one_sigma = free_sigma is not None and (bound is None or not needs_sigma(bound.law))
     t = np.linspace(0, 1, 33)
     width = (last - first) / 512, 1 / 32
     for _ in range(14):
         sigma = low[:, None] + (high - low)[:, None] * t
         if free_sigma is not None:
             wanted = free_sigma(mu)
-            nearest = np.clip(wanted, low, high)[:, None]
-            sigma = nearest if one_sigma else np.concatenate([nearest, sigma], axis=1)
+            sigma = np.concatenate([np.clip(wanted, low, high)[:, None], sigma], axis=1)
         empty = np.isnan(sigma)
         inside = np.where(empty, 1.0, sigma)
         value = np.where(empty, np.inf, height(mu[:, None], inside))
@@ -131,34 +121,18 @@ def search(
 
 
 def _has_saddle(height: Callable[[Any, Any], np.ndarray], region: SearchRegion) -> bool:
-    """Whether the law has a saddle point inside: Newton's method from many starts, by central differences.
-
-    In ln(mu), ln(sigma), where the forms are smooth on one scale; what kind of stationary point one is does not depend
-    on coordinates.
+    """Whether the law has a saddle point inside: a square of a grid in ln(mu), ln(sigma) where both slopes change sign
+    and the curvatures are of a saddle. What kind of stationary point one is does not depend on coordinates.
     """
-    mu = np.linspace(*region.mu_range, 13)[1:-1]
-    low, high = region.sigma_bounds(mu)
-    mu, low, high = (v[low < high] for v in (mu, low, high))
-    if not len(mu):
+    mu, sigma = region.grid(401, 2)
+    x, y = (np.linspace(np.log(v.min()), np.log(v.max()), 401) for v in (mu, sigma))
+    if x[0] == x[-1] or y[0] == y[-1]:
         return False
-    sigma = low[:, None] + (high - low)[:, None] * np.linspace(0.05, 0.95, 10) ** 2
-    x = np.log(np.stack([np.repeat(mu, 10), sigma.ravel()]))
-    floor, ceiling = x.min(1, keepdims=True) - 0.5, x.max(1, keepdims=True) + 0.5
-    h = 1e-4
-    shifts = h * np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)])
-
-    def derivatives(x):
-        f, right, left, up, down, ru, rd, lu, ld = (height(*np.exp(x + shift[:, None])) for shift in shifts)
-        gradient = np.stack([right - left, up - down]) / (2 * h)
-        return gradient, (right - 2 * f + left) / h**2, (up - 2 * f + down) / h**2, (ru - rd - lu + ld) / (4 * h**2)
-
-    for _ in range(40):
-        (g1, g2), xx, yy, xy = derivatives(x)
-        det = xx * yy - xy**2
-        det = np.where(np.abs(det) < 1e-12, 1e-12, det)
-        x = np.clip(x - np.clip(np.stack([yy * g1 - xy * g2, xx * g2 - xy * g1]) / det, -0.3, 0.3), floor, ceiling)
-    gradient, xx, yy, xy = derivatives(x)
-    mu, sigma = np.exp(x)
-    low, high = region.sigma_bounds(mu)
-    stationary = np.abs(gradient).max(0) <= 1e-6 * (np.abs(xx) + np.abs(yy) + np.abs(xy))
-    return bool(np.any(stationary & (low <= sigma) & (sigma <= high) & (xx * yy < xy**2)))
+    f = height(*np.exp(np.meshgrid(x, y, indexing="ij")))
+    slopes = np.gradient(f, x, y)
+    (xx, xy), (_, yy) = (np.gradient(slope, x, y) for slope in slopes)
+    corners = np.stack([[g[:-1, :-1], g[1:, :-1], g[:-1, 1:], g[1:, 1:]] for g in slopes])
+    turns = np.all((corners.min(1) <= 0) & (corners.max(1) >= 0), axis=0)
+    i, j = np.nonzero(turns & ((xx * yy - xy**2) < 0)[:-1, :-1])
+    low, high = region.sigma_bounds(np.exp(x[i]))
+    return bool(np.any((low <= np.exp(y[j])) & (np.exp(y[j]) <= high)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial import ConvexHull
 
-from ..landscape.attainable import AttainableRegion
+from ..landscape.reach import AttainableRegion
 from .forms import Law
 
 TRUSTED_MARGIN = 0.03  # how far beyond each probe's mu and sigma the law is trusted, as a share of them

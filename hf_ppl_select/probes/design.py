@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..landscape.attainable import AttainableRegion, attainable_region
+from ..landscape.cells import Cells
 from ..landscape.landscape import PerplexityLandscape
-from ..landscape.leaning import leaning_subsets, without_outliers
-from ..landscape.targets import Space, check_budget, check_space
+from ..landscape.maxent import leaning, solve, tilted
+from ..landscape.reach import FAR_OFF, Space, check_budget, check_space
 
-_EDGE = 0.03  # probes stay away from the edge of reach by this share of its extent: there, w is a step function
 _NARROWEST = 0.25  # of the widest spread at the same mean: narrower subsets are nearly one perplexity
-_CANDIDATES = 48  # grid points per axis
+_STEEPEST = 75.0  # lambda of the means farthest out: steeper tilts are steps
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -43,25 +42,24 @@ class ProbeTarget:
 
 
 def design_probes(
-    perplexity: Any,
-    num_tokens: Any,
+    landscape: PerplexityLandscape,
     *,
     num_runs: int,
     tokens_per_run: float,
     space: Space = "log",
     seed: int = 0,
 ) -> list[ProbeTarget]:
-    """Targets that spread over the useful part of what subsets of a corpus can reach; the first is a random subset.
+    """Targets that spread over the useful part of what subsets of a corpus can be; the first is a random subset.
 
-    Useful means: chunks without outliers (outside Tukey's fences on nll: 1.5 interquartile ranges beyond the
-    quartiles); means between their 5 % and 95 % quantiles; spreads from a quarter to all of what a subset that only
-    leans to lower or to higher perplexities has; and all a little off the edge of the attainable region. Inside, each
-    next target is the point farthest from all earlier ones, starting from the corpus's own moments, with mu and sigma
-    rescaled to [0, 1].
+    Candidates are what tilts give that lean to lower or higher perplexities, or are a bump, of the chunks without
+    outliers (outside Tukey's fences on nll): no second clump at the other end, and no junk. Useful are means between
+    the 5 % and 95 % quantiles of these chunks and spreads from a quarter to all of what a subset that only leans has.
+    Each next target is the candidate farthest from all earlier ones, starting from the corpus's own moments, with mu
+    and sigma rescaled to [0, 1]; and that [`~hf_ppl_select.landscape.maxent.solve`] can select from all chunks, as
+    `select_subset` will.
 
     Args:
-        perplexity: of each chunk `[n]`; None, NaN and infinity are left out.
-        num_tokens: of each chunk `[n]`.
+        landscape: of the corpus.
         num_runs: how many probes, the random one included.
         tokens_per_run: tokens each probe trains on.
         space: where the targets spread, "log" or "linear".
@@ -73,56 +71,49 @@ def design_probes(
     check_space(space)
     if num_runs < 1:
         raise ValueError(f"num_runs={num_runs}; at least 1 probe is needed, and about 8 to fit a law.")
-    landscape = PerplexityLandscape.from_values(perplexity, num_tokens)
     check_budget(tokens_per_run, landscape.num_tokens)
     corpus_mu, corpus_sigma = landscape.moments(space)
     probes = [ProbeTarget("random", corpus_mu, corpus_sigma, space, "random")]
     if num_runs == 1:
         return probes
-
-    perplexity, tokens = np.array(perplexity, dtype=np.float64), np.array(num_tokens, dtype=np.float64)
-    nll = np.log(perplexity[np.isfinite(perplexity) & (tokens > 0)])
-    core = without_outliers(nll)
-    core = core if space == "log" else np.exp(core)
-    budget = tokens_per_run / landscape.tokens_per_chunk
-    if not np.ptp(core) > 1e-9:
-        raise ValueError(f"The perplexities of {len(nll):,} chunks hardly differ: there is nothing to probe.")
-    if budget > 0.9 * len(core):
+    core = landscape.cells(space, outliers=False)
+    number = int(core.counts.sum())
+    if not np.ptp(core.mean) + core.std.max() > 1e-9:
+        raise ValueError(f"The perplexities of {number:,} chunks hardly differ: there is nothing to probe.")
+    if tokens_per_run > 0.9 * core.tokens.sum():
         raise ValueError(
-            f"tokens_per_run={tokens_per_run:,} is most of the corpus, {len(core):,} chunks of "
+            f"tokens_per_run={tokens_per_run:,} is most of the corpus, {number:,} chunks of "
             f"{landscape.tokens_per_chunk:,.0f} tokens without outliers: all probes would be alike. Lower it."
         )
-    mu, sigma = _useful(attainable_region(core, budget, space=space), core, np.random.default_rng(seed))
-
-    extent = np.array([np.ptp(mu), np.ptp(sigma)])
-    points = np.stack([mu, sigma], axis=1) / extent
-    distance = np.hypot(*(points - np.array([corpus_mu, corpus_sigma]) / extent).T)
-    for number in range(num_runs - 1):
+    points, everything = _useful(core, tokens_per_run, np.random.default_rng(seed)), landscape.cells(space)
+    extent = np.ptp(points, axis=0)
+    distance = np.hypot(*((points - [corpus_mu, corpus_sigma]) / extent).T)
+    while len(probes) < num_runs:
         farthest = int(np.argmax(distance))
-        probes.append(ProbeTarget(f"probe-{number:02d}", float(mu[farthest]), float(sigma[farthest]), space))
-        distance = np.minimum(distance, np.hypot(*(points - points[farthest]).T))
+        if not distance[farthest] > 0:
+            raise ValueError(f"This corpus has only {len(probes)} probes of {tokens_per_run:,} tokens that differ.")
+        mu, sigma = map(float, points[farthest])
+        if solve(everything, (mu,), (sigma,), np.array([tokens_per_run])).error > FAR_OFF:
+            distance[farthest] = 0.0
+            continue
+        probes.append(ProbeTarget(f"probe-{len(probes) - 1:02d}", mu, sigma, space))
+        distance = np.minimum(distance, np.hypot(*((points - points[farthest]) / extent).T))
     return probes
 
 
-def _useful(region: AttainableRegion, core: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates `(mu, sigma)`, flat: a jittered grid over the useful part of the region, its own edges included."""
-    margin = _EDGE * float(region.mu[-1] - region.mu[0])
-    low, high = np.quantile(core, [0.05, 0.95])
-    mu = _grid(max(low, region.mu[0] + margin), min(high, region.mu[-1] - margin), rng)
-    tight, wide = region.sigma_bounds(mu)
-    ceiling = np.minimum(
-        np.interp(mu, *leaning_subsets(core, region.budget / len(core))), wide - _EDGE * (wide - tight)
-    )
-    floor = np.maximum(tight + _EDGE * (wide - tight), _NARROWEST * ceiling)
-    ceiling = np.maximum(ceiling, floor)
-    share = _grid(0.0, 1.0, rng)
-    return np.repeat(mu, len(share)), (floor[:, None] + (ceiling - floor)[:, None] * share).ravel()
-
-
-def _grid(low: float, high: float, rng: np.random.Generator) -> np.ndarray:
-    """Both ends, and evenly spaced points between them from a random start."""
-    inner = (np.arange(_CANDIDATES) + rng.random()) / _CANDIDATES
-    return low + (high - low) * np.concatenate([[0.0], inner, [1.0]])
+def _useful(core: Cells, budget: float, rng: np.random.Generator) -> np.ndarray:
+    """Candidates (mu, sigma) `[n, 2]`: of tilts b (z - c)^2 for a jittered grid of centres c and bends b <= 0."""
+    centres = np.sinh(np.linspace(-4.5, 4.5, 49) + rng.uniform(-0.09, 0.09))
+    bends = -np.geomspace(0.005, 30.0, 33) * np.exp(rng.uniform(-0.1, 0.1))
+    b, c = (a.ravel() for a in np.meshgrid(bends, centres))
+    a = np.concatenate([-2 * b * c, np.sinh(np.linspace(-4.5, 4.5, 49))])  # and of those that only lean
+    lambdas = np.stack([a, np.concatenate([b, np.zeros(49)])], 1)
+    lambdas = lambdas[np.abs(a) <= _STEEPEST]
+    points = np.concatenate(tilted(core, lambdas, budget), axis=1)
+    low, high = np.interp([0.05, 0.95], np.cumsum(core.votes) / core.votes.sum(), core.mean[:, 0])
+    widest = np.interp(points[:, 0], *leaning(core, budget))
+    useful = (points[:, 0] >= low) & (points[:, 0] <= high) & (points[:, 1] >= _NARROWEST * widest)
+    return points[useful]
 
 
 def probe_order(perplexity: Any, seed: int = 0) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ..landscape.landscape import PerplexityLandscape
-from ..landscape.targets import Space
+from ..landscape.reach import Space
 from ..law.forms import LAW_FORMS
 from ..law.intervals import parameter_draws
 from ..law.optimum_search import free_sigma_of
@@ -25,7 +25,6 @@ MAX_RUNGS = 5  # halvings of the tokens of a run at which it is measured
 MAX_SHARE = 0.3  # of the corpus in one run: larger subsets cannot differ enough
 RUNS = (6, 8, 10, 12, 16, 20, 24)  # designs that are compared
 NUM_SIMULATIONS = 400
-_REPRESENTATIVES = 8192
 
 
 @dataclass(frozen=True)
@@ -167,11 +166,7 @@ def _plan(
         )
     rungs = min(MAX_RUNGS, 1 + int(math.log2(per_run / shortest * 1.0001)))
     ladder = tuple(int(per_run / 2**halvings) for halvings in reversed(range(rungs)))
-    # Quantiles stand for the chunks; together they have the corpus's tokens.
-    n = min(landscape.num_chunks, _REPRESENTATIVES)
-    perplexity = np.maximum(landscape.quantile((np.arange(n) + 0.5) / n), 1.0)
-    tokens = np.full(n, landscape.num_tokens / n)
-    probes = design_probes(perplexity, tokens, num_runs=num_runs, tokens_per_run=per_run, space=space, seed=seed)
+    probes = design_probes(landscape, num_runs=num_runs, tokens_per_run=per_run, space=space, seed=seed)
     expected = None if law is None else expected_precision(law, landscape, probes, ladder, num_tokens, seed=seed)
     return ProbePlan(tuple(probes), int(per_run), ladder, expected)
 

@@ -1,8 +1,7 @@
-"""Which chunks to take: every strategy is a function of arrays that returns positions.
+"""Which chunks to take other than by maximum entropy: functions of arrays.
 
-All share one budget rule. `num_tokens` holds each chunk's tokens, none above the budget; the chunks chosen hold at
-most `budget` tokens and miss it by less than one chunk. No chunk is taken twice. The same input and seed give the
-same chunks.
+All share one budget rule: the chunks chosen hold at most `budget` tokens and miss it by less than one chunk. No chunk
+is taken twice. The same input and seed give the same chunks.
 """
 
 from __future__ import annotations
@@ -11,50 +10,32 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..landscape.maxent_subset import choose_maxent
+from ..landscape.drawing import until_full
 from .greedy_dos import choose_greedy_dos
 
-__all__ = [
-    "choose_greedy_dos",
-    "choose_high",
-    "choose_low",
-    "choose_maxent",
-    "choose_middle",
-    "choose_random",
-    "choose_regime",
-]
+__all__ = ["choose_greedy_dos", "choose_ranked", "choose_regime"]
 
 
-def choose_random(num_tokens: np.ndarray, budget: float, seed: int) -> np.ndarray:
-    """Chunks in an order drawn from `seed`, until the next one does not fit."""
-    return _until_full(np.random.default_rng(seed).permutation(len(num_tokens)), num_tokens, budget)
+def choose_ranked(strategy: str, values: np.ndarray, num_tokens: np.ndarray, budget: float, seed: int) -> np.ndarray:
+    """Positions of chunks in the order of a strategy, until the next one does not fit.
 
-
-def choose_low(values: np.ndarray, num_tokens: np.ndarray, budget: float) -> np.ndarray:
-    """The lowest values; equal ones in their original order."""
-    return _until_full(np.argsort(values, kind="stable"), num_tokens, budget)
-
-
-def choose_high(values: np.ndarray, num_tokens: np.ndarray, budget: float) -> np.ndarray:
-    """The highest values; equal ones in their original order."""
-    return _until_full(np.argsort(-values, kind="stable"), num_tokens, budget)
-
-
-def choose_middle(values: np.ndarray, num_tokens: np.ndarray, budget: float) -> np.ndarray:
-    """The chunks nearest the median in rank, from the middle outwards: as many below it as above.
-
-    By rank and not by distance, so perplexity and its logarithm give the same chunks.
+    Args:
+        strategy: "random" (an order drawn from `seed`), "low" (the lowest values first; equal ones in their original
+            order), "high", or "middle": the nearest to the median in rank, as many below it as above. By rank and not
+            by distance, so that perplexity and its logarithm give the same chunks.
+        values: x of each chunk `[n]`.
+        num_tokens: of each chunk `[n]`, none above the budget.
+        budget: tokens to keep.
+        seed: of "random".
     """
-    order = np.argsort(values, kind="stable")
-    n = len(order)
-    outwards = np.empty(n, dtype=np.int64)  # ranks: the middle one, the one below, the one above, ...
-    outwards[0::2] = np.arange(n // 2, n)[: (n + 1) // 2]
-    outwards[1::2] = np.arange(n // 2 - 1, -1, -1)
-    return _until_full(order[outwards], num_tokens, budget)
-
-
-def _until_full(order: np.ndarray, num_tokens: np.ndarray, budget: float) -> np.ndarray:
-    return order[: int(np.searchsorted(np.cumsum(num_tokens[order]), budget, side="right"))]
+    if strategy == "random":
+        late = np.random.default_rng(seed).permutation(len(values))
+    elif strategy == "middle":
+        above = np.argsort(np.argsort(values, kind="stable"), kind="stable") - len(values) // 2
+        late = np.where(above < 0, -2 * above - 1, 2 * above)  # the middle one, the one below, the one above, ...
+    else:
+        late = values if strategy == "low" else -values
+    return until_full(late, num_tokens, budget)
 
 
 def choose_regime(

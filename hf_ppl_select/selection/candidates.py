@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..landscape.landscape import PerplexityLandscape
-from ..landscape.targets import check_budget
+from ..landscape.reach import check_budget
 from .duplicates import NEAR_THRESHOLD, Deduplicate, check_deduplicate, find_duplicates
 
 
@@ -91,7 +91,8 @@ def find_candidates(
     perplexity, tokens = perplexity[rows], tokens[rows]
     if not everything:
         landscape = PerplexityLandscape.from_values(perplexity, tokens, model=model)
-        _check_rest(num_tokens, landscape.num_tokens, dropped)
+        counts = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items() if number)
+        check_budget(num_tokens, landscape.num_tokens, f" (dropped rows: {counts})")
     return Candidates(rows.astype(np.int64), perplexity, tokens, landscape, dropped, len(inside), digest)
 
 
@@ -104,15 +105,6 @@ def check_guards(min_perplexity: float | None, max_perplexity: float | None) -> 
     if not low <= high:  # also NaN
         raise ValueError(
             f"min_perplexity={min_perplexity} and max_perplexity={max_perplexity} leave nothing between them."
-        )
-
-
-def _check_rest(num_tokens: float, available: int, dropped: dict[str, int]) -> None:
-    if num_tokens > available:
-        counts = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items() if number)
-        raise ValueError(
-            f"num_tokens={num_tokens:,} is more than the {available:,} tokens there are to choose from "
-            f"(dropped rows: {counts}); lower num_tokens, or bring more data."
         )
 
 

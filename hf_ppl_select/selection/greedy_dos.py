@@ -36,13 +36,9 @@ def choose_greedy_dos(
         Positions in the order in which they were picked.
     """
     order = np.argsort(values, kind="stable")
-    y = (np.asarray(values, dtype=np.float64)[order] - mu) / sigma
-    starts = np.flatnonzero(np.diff(y, prepend=-np.inf) > 0) if len(y) else np.empty(0, dtype=np.int64)
-    # Read through memoryviews and written to dicts: Python objects only for chunks that were looked at, not for all.
-    distinct, first = memoryview(y[starts]), memoryview(np.append(starts, len(y)))
+    y = memoryview((np.asarray(values, dtype=np.float64)[order] - mu) / sigma)  # Python objects only of rows looked at
     tokens = memoryview(np.asarray(num_tokens, dtype=np.float64)[order])
-    taken: dict[int, int] = {}  # how many of each distinct value, where any
-    # union-find: above[i] leads to the first distinct value >= i with a free chunk, below[i] to 1 + the last one < i
+    # union-find: above[i] leads to the first free chunk >= i, below[i] to 1 + the last one < i
     above: dict[int, int] = {}
     below: dict[int, int] = {}
 
@@ -57,31 +53,28 @@ def choose_greedy_dos(
 
     picked, room = [], budget
     n, mean, squares = 0, 0.0, 0.0  # squares: sum of squared distances from the mean
-    while len(picked) < len(order):
+    while len(picked) < len(y):
         best, lowest = -1, math.inf
         for root in _minima(n, mean, squares / n if n else 0.0, mu_weight, sigma_weight):
-            i = bisect_left(distinct, mean + root)
+            i = bisect_left(y, mean + root)
             for k in (find(below, i) - 1, find(above, i)):
-                if not 0 <= k < len(distinct):
+                if not 0 <= k < len(y):
                     continue
-                d = distinct[k] - mean
+                d = y[k] - mean
                 spread = n * d * d / (n + 1) ** 2 + squares / (n + 1) - 1.0
                 j = mu_weight * (mean + d / (n + 1)) ** 2 + sigma_weight * spread * spread
                 if j < lowest or (j == lowest and k < best):
                     best, lowest = k, j
-        number = taken.get(best, 0)
-        chunk = first[best] + number
-        if tokens[chunk] > room:
+        best = find(above, bisect_left(y, y[best]))  # of equal values the first that is free
+        if tokens[best] > room:
             break
-        room -= tokens[chunk]
-        picked.append(chunk)
-        taken[best] = number + 1
-        if chunk + 1 == first[best + 1]:
-            above[best], below[best + 1] = best + 1, best
+        room -= tokens[best]
+        picked.append(best)
+        above[best], below[best + 1] = best + 1, best
         n += 1
-        d = distinct[best] - mean
+        d = y[best] - mean
         mean += d / n
-        squares += d * (distinct[best] - mean)
+        squares += d * (y[best] - mean)
     return order[picked]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -108,6 +109,12 @@ def split_budget(
             f"group_num_tokens asks for {fixed[k]:,.0f} tokens of group {groups.names[k]!r}, which has "
             f"{available[k]:,.0f} to choose from; lower it."
         )
+    if len(short := [groups.names[k] for k in np.flatnonzero(floors > available)]):
+        some = ", ".join(map(repr, short[:5])) + (", ..." if len(short) > 5 else "")
+        warnings.warn(
+            f"{len(short)} groups have fewer tokens than min_group_tokens and give all they have: {some}.",
+            stacklevel=5,
+        )
     named = ~np.isnan(fixed)
     rest = num_tokens - fixed[named].sum()
     if rest < 0 or (named.all() and rest > 1e-9 * num_tokens):
@@ -171,7 +178,6 @@ def choose_in_groups(
     tokens: np.ndarray,
     split: GroupBudgets,
     choose: Callable[[int, np.ndarray, float], np.ndarray],
-    taken: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """Choose in each group alone, in order of rising budget, so that the last can best take what others leave.
 
@@ -180,7 +186,6 @@ def choose_in_groups(
         split: the budgets.
         choose: `(group, positions, budget)` -> positions chosen; no chunk there is longer than the budget, and
             together they have more tokens than it. Where all fit it is not asked.
-        taken: told the positions chosen of each group, before the next is chosen.
 
     Returns:
         Positions, rising.
@@ -196,8 +201,6 @@ def choose_in_groups(
         if len(positions) and tokens[positions].sum() > budget:
             positions = choose(int(k), positions, budget)
         chosen.append(positions)
-        if taken is not None:
-            taken(positions)
         if flexible:
             left = max(budget - float(tokens[positions].sum()), 0.0)
     return np.sort(np.concatenate(chosen))

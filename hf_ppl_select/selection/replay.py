@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from .baselines import choose_random
+from .baselines import choose_ranked
 from .candidates import read_columns
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def choose_replay(
             f"The replay takes {num_tokens:,.0f} tokens, and replay_dataset has {available:,.0f} in rows that fit; "
             "lower replay, or bring more general text."
         )
-    drawn = choose_random(tokens[rows], num_tokens, stream_seed(seed, 1))
+    drawn = choose_ranked("random", rows, tokens[rows], num_tokens, stream_seed(seed, 1))
     return np.sort(rows[drawn]).astype(np.int64), tokens
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.saving import load_json, save_json
-from ..landscape.maxent import MaxentSolution
-from ..landscape.targets import Space
+from ..landscape.maxent import Tilt
+from ..landscape.reach import Space
 from ..version import __version__
 from .replay import align_columns
 
@@ -53,7 +53,7 @@ class Selection:
         is_replay: which rows of the subset are replay, bool `[num_rows]`.
         order: the order of the rows.
         projected: a law's optimum was moved to a target that this selection can reach; None without a law.
-        maxent: the solution behind strategy "maxent", without groups.
+        maxent: the tilt behind strategy "maxent", without groups.
         optimum: the law's optimum, if a law gave the target.
         predicted_loss: the law's loss for the chosen landscape and tokens (without replay), nats per token; None
             without a law.
@@ -82,7 +82,7 @@ class Selection:
     is_replay: np.ndarray | None = None
     order: str = "dataset"
     projected: bool | None = None
-    maxent: MaxentSolution | None = None
+    maxent: Tilt | None = None
     optimum: Optimum | None = None
     predicted_loss: float | None = None
     random_loss: float | None = None

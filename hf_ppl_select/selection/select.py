@@ -12,9 +12,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from ..landscape.targets import FAR_OFF, Space, check_space, out_of_reach
+from ..landscape.reach import FAR_OFF, Space, check_space
 from .candidates import find_candidates, hash_columns
 from .choosing import Choice
 from .duplicates import NEAR_THRESHOLD, Deduplicate
@@ -209,10 +207,11 @@ def _plan(
     if wanted_inputs is not None and dict(wanted_inputs) != inputs:
         raise ValueError(f"This is not the data that was selected from: {inputs}, but it was {dict(wanted_inputs)}.")
 
-    choice = Choice(candidates, budget, space=space, strategy=strategy, seed=seed, law=law)
+    groups = None
     if options["group_by"] is not None:
         groups = Groups.read(dataset, options["group_by"]).take(candidates.rows)
-        choice.split(groups, options["group_num_tokens"], options["min_group_tokens"])
+    limits = {name: options[name] for name in ("group_num_tokens", "min_group_tokens")}
+    choice = Choice(candidates, budget, space=space, strategy=strategy, seed=seed, law=law, groups=groups, **limits)
     target, optimum, projected = options["target"], None, None
     if strategy in STRATEGIES_WITH_TARGET:
         if law is not None:
@@ -223,14 +222,12 @@ def _plan(
             target = (float(target[0]), float(target[1]))
             if strategy != "regime" and settled is None:  # the nearest interval has no need to be near
                 choice.check(*target)
-    chosen, solution = choice.choose(target)
-    if law is None and settled is None and solution is not None and solution.error > FAR_OFF:
-        raise ValueError(out_of_reach(choice.region, *target, budget))
+    chosen, tilt = choice.choose(target)
 
     perplexity, tokens = candidates.perplexity, candidates.tokens
     achieved = describe_moments(perplexity[chosen])
     mu, sigma = (achieved[name] for name in (("mu", "sigma") if space == "linear" else ("log_mu", "log_sigma")))
-    if strategy == "maxent" and not np.allclose((mu, sigma), target, rtol=FAR_OFF, atol=0.0):
+    if tilt is not None and tilt.off(choice.values[chosen, None]) > 1:
         warnings.warn(
             f"The subset of {len(chosen)} chunks has mu {mu:.4g} and sigma {sigma:.4g}, not {target[0]:.4g} and "
             f"{target[1]:.4g}: single chunks weigh too much. Choose a target further from the edge, or more tokens.",
@@ -260,7 +257,7 @@ def _plan(
         is_replay=is_replay,
         order=order,
         projected=projected,
-        maxent=solution,
+        maxent=tilt if groups is None else None,
         optimum=optimum,
         law=law and {"form": law.form, "space": law.space, "model": law.model, "params": dict(law.params)},
         options={
@@ -308,5 +305,6 @@ def _predict(name: str, law: ScalingLaw | None, mu: float, sigma: float, num_tok
     from ..law.optimum import trusted_region
 
     loss = float(law.predict(mu, sigma, num_tokens))
-    trusted = trusted_region(law).contains(mu, sigma, tolerance=1e-3)  # an optimum on its edge is met from either side
+    # an optimum on the edge is met from either side, to 1 % in each moment
+    trusted = trusted_region(law).contains(mu, sigma, tolerance=2 * FAR_OFF)
     return {f"{name}_loss": loss, f"{name}_trusted": bool(trusted)}

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import expit
 
 from ..data.saving import load_json, save_json
 from ..landscape.landscape import PerplexityLandscape
-from ..landscape.maxent import farthest_possible, inclusion_probability, solve_maxent
-from ..landscape.targets import FAR_OFF, Space, check_budget, check_space, check_target, move_inside, out_of_reach
+from ..landscape.maxent import line_of, nearest, solve
+from ..landscape.reach import Space, check_budget, check_space, out_of_reach
 from .row_hash import uniform_numbers
 
 if TYPE_CHECKING:
     from ..law.scaling_law import ScalingLaw
 
-_VERSION = 2  # 1 hashed whole numbers as text
+_VERSION = 3  # 1 hashed whole numbers as text; 2 had z^2 where z^2 - 1 is now
 _BLOCK = 1 << 16  # rows decided together: memory does not grow with the batch
 _NEVER = 2.0**-53  # no hash is needed to drop a row of a smaller probability
 
@@ -26,12 +27,13 @@ _NEVER = 2.0**-53  # no hash is needed to drop a row of a smaller probability
 class PerplexitySelector:
     """A stateless filter that keeps a row with probability `w(perplexity)`, decided by a seeded hash of its text.
 
-    `w = sigmoid(lambda_0 + lambda_1 z + lambda_2 z^2)` with `z = (x - centre) / scale`, where x is perplexity or, in
-    log space, its logarithm (nll). The same row is kept or not in any process, batch, shard or order. Rows whose keys
-    are equal share one fate, so remove duplicates first. Rows without a finite perplexity are never kept.
+    `w = sigmoid(l + lambda_1 z + lambda_2 (z^2 - 1))` with `z = (x - centre) / scale`, where x is perplexity or, in
+    log space, its logarithm (nll): see [`~hf_ppl_select.landscape.maxent`]. The same row is kept or not in any
+    process, batch, shard or order. Rows whose keys are equal share one fate, so remove duplicates first. Rows without
+    a finite perplexity are never kept.
 
     Attributes:
-        lambdas: the three numbers.
+        lambdas: the three numbers (l, lambda_1, lambda_2).
         centre, scale: mu and sigma of the target.
         space: "linear" (x = perplexity) or "log" (x = nll, nats).
         seed: another seed keeps other rows of the same landscape.
@@ -96,53 +98,24 @@ class PerplexitySelector:
         """
         check_space(space)
         check_budget(num_tokens, landscape.num_tokens)
-        region = landscape.attainable_region(num_tokens, space)
-        check_target(region, mu, sigma, num_tokens)
-        count, tokens = landscape.sums[:, 0], landscape.sums[:, 1]
-        votes, values, stds = landscape.bin_moments(space)
-        per_chunk = tokens / count
-        farthest = farthest_possible(num_tokens / landscape.tokens_per_chunk)
-        able = np.abs(values - mu) <= farthest * sigma
-        for some in (able, np.ones_like(able)):  # the second where the target is in reach of parts of chunks only
-            if tokens[some].sum() < num_tokens:
-                continue
-            solution = solve_maxent(
-                values[some],
-                mu,
-                sigma,
-                num_tokens,
-                num_tokens=per_chunk[some],
-                counts=count[some],
-                stds=stds[some],
-                weights=landscape.weights,
-            )
-            if solution.error <= FAR_OFF:
-                break
-        else:
-            raise ValueError(out_of_reach(region, mu, sigma, num_tokens))
-        solution = replace(solution, farthest=None if some.all() else farthest)
-        w = np.where(some, solution.inclusion_probability(values), 0.0)
-        # a row is kept or not: variance w (1 - w); ratios (mean, variance) to first order
-        noise = w * (1.0 - w) * votes**2 / count
-        kept_votes = float(votes @ w)
-        squares = (values - solution.mu) ** 2 + stds**2
-        mu_std = np.sqrt(noise @ squares) / kept_votes
-        variance_std = np.sqrt(noise @ (squares - solution.sigma**2) ** 2) / kept_votes
+        tilt = solve(landscape.cells(space), (mu,), (sigma,), np.array([num_tokens]))
+        if not tilt.reached:
+            raise ValueError(out_of_reach(landscape.attainable_region(num_tokens, space), mu, sigma))
         return cls(
-            lambdas=solution.lambdas,
-            centre=solution.centre,
-            scale=solution.scale,
+            lambdas=(*tilt.levels, *tilt.lambdas),
+            centre=float(mu),
+            scale=float(sigma),
             space=space,
             seed=seed,
             perplexity_column=perplexity_column,
             key_column=key_column,
-            farthest=solution.farthest,
-            expected_num_tokens=solution.num_tokens,
-            num_tokens_std=float(np.sqrt(np.sum(count * per_chunk**2 * w * (1.0 - w)))),
-            expected_mu=solution.mu,
-            expected_sigma=solution.sigma,
-            mu_std=float(mu_std),
-            sigma_std=float(variance_std / (2.0 * solution.sigma)),
+            farthest=tilt.farthest,
+            expected_num_tokens=tilt.num_tokens,
+            num_tokens_std=tilt.num_tokens_std,
+            expected_mu=tilt.mu[0],
+            expected_sigma=tilt.sigma[0],
+            mu_std=tilt.mu_std[0],
+            sigma_std=tilt.sigma_std[0],
         )
 
     @classmethod
@@ -156,8 +129,8 @@ class PerplexitySelector:
         """
         check_budget(num_tokens, landscape.num_tokens)
         optimum = law.optimum(landscape, num_tokens)
-        region = landscape.attainable_region(num_tokens, law.space)
-        mu, sigma = move_inside(region, optimum.mu, optimum.sigma)
+        cells = landscape.cells(law.space)
+        (mu,), (sigma,) = nearest(cells, (optimum.mu,), (optimum.sigma,), np.array([num_tokens]))
         return cls.from_target(
             mu, sigma, landscape=landscape, num_tokens=num_tokens, space=law.space, seed=seed, **columns
         )
@@ -168,7 +141,10 @@ class PerplexitySelector:
         valid = np.isfinite(perplexity) & (perplexity > 0)
         safe = np.where(valid, perplexity, 1.0)
         x = np.log(safe) if self.space == "log" else safe
-        return np.where(valid, inclusion_probability(x, self.lambdas, self.centre, self.scale, self.farthest), 0.0)
+        level, *lambdas = self.lambdas
+        farthest = np.inf if self.farthest is None else self.farthest
+        line = line_of(x.reshape(-1, 1), (self.centre,), (self.scale,), lambdas, farthest)
+        return np.where(valid, expit(level + line).reshape(x.shape), 0.0)
 
     def __call__(self, rows: Any) -> bool | list[bool]:
         """Decide about one row (a dict) or a batch (a dict of lists): the function for `filter`, batched or not.

@@ -11,7 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,16 +32,8 @@ if TYPE_CHECKING:
     from hf_ppl_select import PerplexityLandscape
 
 
-_STEPS = 10  # from a target that no subset has to the corpus's own moments
-
-
-def design_runs(
-    script_args, dataset: Dataset, landscape: PerplexityLandscape, seed: int
-) -> tuple[ProbePlan, list[Dataset]]:
-    """Which probes, how long, measured when: as the options say, or chosen for --total_tokens; and their chunks.
-
-    All chunks are chosen here, before the first probe trains, each probe's in the order to train on.
-    """
+def design_runs(script_args, dataset: Dataset, landscape: PerplexityLandscape, seed: int) -> ProbePlan:
+    """Which probes, how long, measured when: as the options say, or chosen for --total_tokens."""
     if script_args.total_tokens is not None:
         if script_args.num_tokens is not None or script_args.ladder is not None:
             raise ValueError(
@@ -55,52 +47,9 @@ def design_runs(
         num_tokens = 1_000_000 if script_args.num_tokens is None else script_args.num_tokens
         ladder = script_args.ladder or [num_tokens // 4, num_tokens // 2, num_tokens]
     probes = design_probes(
-        dataset["perplexity"][:],
-        dataset["num_tokens"][:],
-        num_runs=num_runs,
-        tokens_per_run=num_tokens,
-        space=script_args.probe_space,
-        seed=seed,
+        landscape, num_runs=num_runs, tokens_per_run=num_tokens, space=script_args.probe_space, seed=seed
     )
-    chosen = [choose_chunks(probe, probes[0], dataset, max(ladder), seed) for probe in probes]
-    plan = ProbePlan(tuple(probe for probe, _ in chosen), num_tokens, tuple(sorted(ladder)))
-    for _, subset in chosen:  # a rung outside of a run is an error now, not after training
-        prefix_points(subset["perplexity"][:], subset["num_tokens"][:], plan.ladder)
-    return plan, [subset for _, subset in chosen]
-
-
-def choose_chunks(
-    probe: ProbeTarget, random: ProbeTarget, dataset: Dataset, num_tokens: int, seed: int
-) -> tuple[ProbeTarget, Dataset]:
-    """A probe and its chunks. The design knows the reach of chunks of one length: where those of a ragged corpus fall
-    short of it, the target moves towards the corpus's own moments, which are always within reach.
-
-    Raises:
-        ValueError: nothing on the way can be selected.
-    """
-    if probe.strategy == "random":
-        return probe, _in_order(select_subset(dataset, num_tokens=num_tokens, strategy="random", seed=seed), seed)
-    for step in range(_STEPS):
-        share = step / _STEPS
-        mu = probe.mu + share * (random.mu - probe.mu)
-        sigma = probe.sigma + share * (random.sigma - probe.sigma)
-        try:
-            subset = select_subset(dataset, target=(mu, sigma), space=probe.space, num_tokens=num_tokens, seed=seed)
-        except ValueError as error:
-            problem = error
-            continue
-        if step:
-            print(
-                f"{probe.run}: no subset has mu {probe.mu:.3f} and sigma {probe.sigma:.3f}; it takes the nearest of "
-                f"{_STEPS} towards the corpus's own, mu {mu:.3f} and sigma {sigma:.3f}.",
-                flush=True,
-            )
-        return replace(probe, mu=mu, sigma=sigma), _in_order(subset, seed)
-    raise problem
-
-
-def _in_order(subset: Dataset, seed: int) -> Dataset:
-    return subset.select(probe_order(subset["perplexity"][:], seed=seed))
+    return ProbePlan(tuple(probes), num_tokens, tuple(sorted(ladder)))
 
 
 def check_same_settings(
@@ -141,10 +90,28 @@ def check_same_settings(
     return f"{script_args.dataset_name} (perplexities sha256:{settings['perplexities'][:16]})"
 
 
+def choose_probes(plan: ProbePlan, dataset: Dataset, seed: int) -> list[tuple[Dataset, list[dict[str, Any]]]]:
+    """The rows of each probe in training order, and its law points' landscapes: all of them, before any is trained.
+
+    Raises:
+        ValueError: a probe that cannot be selected, or a rung outside it.
+    """
+    chosen = []
+    for probe in plan.probes:
+        target = {"target": (probe.mu, probe.sigma), "space": probe.space} if probe.strategy == "maxent" else {}
+        subset = select_subset(dataset, num_tokens=max(plan.ladder), strategy=probe.strategy, seed=seed, **target)
+        subset = subset.select(probe_order(subset["perplexity"][:], seed=seed))
+        chosen.append((subset, prefix_points(subset["perplexity"][:], subset["num_tokens"][:], plan.ladder)))
+    return chosen
+
+
 def train_probes(
-    plan: ProbePlan, subsets: Sequence[Dataset], folder: Path, script_args, training_args, model_args
+    plan: ProbePlan, chosen: Sequence[tuple[Dataset, list]], folder: Path, script_args, training_args, model_args
 ) -> None:
     """Train what is missing: here one by one, as Ray tasks, or only --probe_index; nothing with --fit_only.
+
+    `chosen` is what [`choose_probes`] returned. Each rung is written when it is measured, so what is done stays done
+    if a later probe fails, and the same command goes on from there.
 
     Raises:
         ValueError: no such probe, or --fit_only and some are missing.
@@ -176,7 +143,7 @@ def train_probes(
             )
             if i in missing:
                 path = folder / "points.jsonl" if index is None else _own_points(folder, probe)
-                run_probe(probe, subsets[i], plan.ladder, folder, path, training_args, model_args, held_out)
+                run_probe(probe, *chosen[i], plan.ladder, folder, path, training_args, model_args, held_out)
 
 
 def collect_points(folder: Path, plan: ProbePlan) -> LawPoints:
@@ -204,6 +171,7 @@ def _is_done(folder: Path, plan: ProbePlan, probe: ProbeTarget) -> bool:
 def run_probe(
     probe: ProbeTarget,
     subset: Dataset,
+    moments: list[dict[str, Any]],
     ladder: Sequence[int],
     folder: Path,
     points: Path,
@@ -211,13 +179,11 @@ def run_probe(
     model_args: ModelConfig,
     held_out: Mapping[str, Any],
 ) -> None:
-    """Train one probe from the base model on its chunks in order, measuring at each rung into the table `points`."""
+    """Train one probe's rows from the base model, measuring at each rung into the table `points`."""
     from trl import get_peft_config
 
     from trainer_callbacks import ScalingLawCallback, TokensPerSecondCallback
     from training.cpu_trainer import sft_trainer_class
-
-    moments = prefix_points(subset["perplexity"][:], subset["num_tokens"][:], ladder)
 
     args = copy.deepcopy(training_args)
     args.output_dir = str(folder / "probes" / probe.run)

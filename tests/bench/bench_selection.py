@@ -47,9 +47,17 @@ def peak():
 
 
 def maxent(nll, budget):
-    from hf_ppl_select.selection.baselines import choose_maxent
+    return choose_maxent(nll, np.ones(len(nll)), budget, *TARGET)
 
-    return choose_maxent(nll, 1.0, budget, *TARGET, seed=0)[0]
+
+def choose_maxent(nll, tokens, budget, mu, sigma):
+    from hf_ppl_select.landscape.cells import Cells
+    from hf_ppl_select.landscape.drawing import choose, until_full
+    from hf_ppl_select.landscape.maxent import solve
+
+    x = nll[:, None]
+    tilt = solve(Cells.of_rows(x, tokens), (mu,), (sigma,), [budget])
+    return choose(tilt, x, tokens, [budget], lambda late: until_full(late, tokens, budget), 0)[0]
 
 
 def greedy_dos(nll, budget):
@@ -102,7 +110,7 @@ def dataset_lambda(nll, budget):
 
 
 def attainable(nll, budget):
-    from hf_ppl_select.landscape.attainable import attainable_region
+    from hf_ppl_select.landscape.reach import attainable_region
 
     return attainable_region(nll, budget, space="log").mu
 
@@ -200,7 +208,7 @@ def diversity(folder, group_column, share=0.15):
     """Entropy (nats) of sources and of perplexity (bins of 0.1 nat) in subsets of equal moments."""
     from datasets import load_from_disk
 
-    from hf_ppl_select.selection.baselines import choose_greedy_dos, choose_maxent
+    from hf_ppl_select.selection.baselines import choose_greedy_dos
 
     dataset = load_from_disk(folder).with_format("numpy")
     perplexity, tokens = np.array(dataset["perplexity"]), np.array(dataset["num_tokens"], dtype=float)
@@ -212,7 +220,7 @@ def diversity(folder, group_column, share=0.15):
     for shift, width in ((0.0, 1.0), (0.0, 0.6), (-0.5, 0.7), (0.5, 0.7)):  # in standard deviations of the corpus
         target = nll.mean() + shift * nll.std(), width * nll.std()
         chosen = {
-            "maxent": choose_maxent(nll, tokens, budget, *target, seed=0)[0],
+            "maxent": choose_maxent(nll, tokens, budget, *target),
             "greedy_dos": choose_greedy_dos(nll, tokens, budget, *target),
         }
         for name, subset in chosen.items():

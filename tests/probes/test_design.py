@@ -15,6 +15,10 @@ def corpus(num_chunks=6000, junk=0.15, seed=0):
     return perplexity, np.full(num_chunks, CHUNK)
 
 
+def design(perplexity, tokens, **options):
+    return design_probes(PerplexityLandscape.from_values(perplexity, tokens), **options)
+
+
 @pytest.mark.parametrize("space", ["log", "linear"])
 @pytest.mark.parametrize("junk", [0.0, 0.15])
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.6])
@@ -22,38 +26,43 @@ def corpus(num_chunks=6000, junk=0.15, seed=0):
 def test_every_probe_can_be_selected(space, junk, share):
     perplexity, tokens = corpus(junk=junk)
     budget = share * tokens.sum()
-    probes = design_probes(perplexity, tokens, num_runs=10, tokens_per_run=budget, space=space)
+    probes = design_probes(
+        PerplexityLandscape.from_values(perplexity, tokens), num_runs=10, tokens_per_run=budget, space=space
+    )
     assert len({(probe.mu, probe.sigma) for probe in probes}) == 10
     columns = {"perplexity": perplexity, "num_tokens": tokens}
     prefix = "log_" if space == "log" else ""
     for probe in probes[1:]:
         plan = plan_selection(columns, target=(probe.mu, probe.sigma), space=probe.space, num_tokens=budget)
-        assert plan.maxent.converged
-        assert plan.achieved[f"{prefix}mu"] == pytest.approx(probe.mu, rel=1e-3)
-        assert plan.achieved[f"{prefix}sigma"] == pytest.approx(probe.sigma, rel=2e-3)
+        bar = max(0.01, plan.num_chunks**-0.5)  # one percent, or a random draw's error
+        assert plan.maxent.reached
+        assert plan.achieved[f"{prefix}mu"] == pytest.approx(probe.mu, abs=bar * probe.sigma)
+        assert plan.achieved[f"{prefix}sigma"] == pytest.approx(probe.sigma, rel=bar)
 
 
 def test_the_first_probe_is_random_and_names_are_counted():
     perplexity, tokens = corpus()
-    probes = design_probes(perplexity, tokens, num_runs=4, tokens_per_run=50_000)
+    probes = design(perplexity, tokens, num_runs=4, tokens_per_run=50_000)
     assert [probe.run for probe in probes] == ["random", "probe-00", "probe-01", "probe-02"]
     assert [probe.strategy for probe in probes] == ["random", "maxent", "maxent", "maxent"]
     own = PerplexityLandscape.from_values(perplexity, tokens)
     assert (probes[0].mu, probes[0].sigma) == own.moments("log")
-    assert design_probes(perplexity, tokens, num_runs=1, tokens_per_run=50_000) == probes[:1]
+    assert design(perplexity, tokens, num_runs=1, tokens_per_run=50_000) == probes[:1]
 
 
 def test_probes_are_deterministic_and_earlier_ones_stay_when_more_are_asked():
     perplexity, tokens = corpus()
-    few = design_probes(perplexity, tokens, num_runs=5, tokens_per_run=50_000, seed=3)
-    many = design_probes(perplexity, tokens, num_runs=9, tokens_per_run=50_000, seed=3)
+    few = design(perplexity, tokens, num_runs=5, tokens_per_run=50_000, seed=3)
+    many = design_probes(
+        PerplexityLandscape.from_values(perplexity, tokens), num_runs=9, tokens_per_run=50_000, seed=3
+    )
     assert many[:5] == few
-    assert design_probes(perplexity, tokens, num_runs=5, tokens_per_run=50_000, seed=4)[1:] != few[1:]
+    assert design(perplexity, tokens, num_runs=5, tokens_per_run=50_000, seed=4)[1:] != few[1:]
 
 
 def test_probes_spread_and_keep_clear_of_junk():
     perplexity, tokens = corpus()
-    probes = design_probes(perplexity, tokens, num_runs=12, tokens_per_run=50_000)[1:]
+    probes = design(perplexity, tokens, num_runs=12, tokens_per_run=50_000)[1:]
     points = np.array([(probe.mu, probe.sigma) for probe in probes])
     clean = np.log(perplexity[perplexity < 300])
     assert points[:, 0].max() < np.quantile(clean, 0.99) and points[:, 1].max() < 1.2 * clean.std()
@@ -78,19 +87,31 @@ def test_bad_requests(options, message):
     perplexity, tokens = corpus()
     arguments = {"num_runs": 5, "tokens_per_run": 50_000, **options}
     with pytest.raises(ValueError, match=message):
-        design_probes(perplexity, tokens, **arguments)
+        design(perplexity, tokens, **arguments)
 
 
 def test_a_corpus_of_one_perplexity_has_nothing_to_probe():
     with pytest.raises(ValueError, match="nothing to probe"):
-        design_probes(np.full(100, 20.0), np.full(100, 10), num_runs=3, tokens_per_run=100)
+        design_probes(
+            PerplexityLandscape.from_values(np.full(100, 20.0), np.full(100, 10)), num_runs=3, tokens_per_run=100
+        )
 
 
-def test_unscored_rows_are_left_out():
-    perplexity, tokens = corpus(500)
-    probes = design_probes(perplexity, tokens, num_runs=4, tokens_per_run=5000)
-    dirty = [None, float("nan"), float("inf"), 5.0, *perplexity.tolist()]
-    assert design_probes(dirty, [1, 1, 1, 0, *tokens.tolist()], num_runs=4, tokens_per_run=5000) == probes
+def test_what_design_designs_of_ragged_chunks_can_be_selected():
+    """Documents kept apart: 10 to 128 tokens, and a spread of nll that one-sided lengths make hard to reach."""
+    rng = np.random.default_rng(0)
+    for seed in range(4):
+        nll = rng.normal(4.07, 1.95, 3100).clip(0.05)
+        tokens = np.clip(rng.integers(10, 129, 3100) - 12 * seed * (nll - 4.07), 10, 128).astype(int)
+        landscape = PerplexityLandscape.from_values(np.exp(nll), tokens)
+        probes = design_probes(landscape, num_runs=8, tokens_per_run=16_384, seed=seed)
+        assert len({(probe.mu, probe.sigma) for probe in probes}) == 8
+        for probe in probes[1:]:
+            target = {"target": (probe.mu, probe.sigma), "space": probe.space}
+            plan = plan_selection({"perplexity": np.exp(nll), "num_tokens": tokens}, num_tokens=16_384, **target)
+            assert 0 <= 16_384 - plan.num_tokens < 128
+            assert plan.achieved["log_mu"] == pytest.approx(probe.mu, abs=probe.sigma * plan.num_chunks**-0.5)
+            assert plan.achieved["log_sigma"] == pytest.approx(probe.sigma, rel=plan.num_chunks**-0.5)
 
 
 def test_prefixes_of_an_ordered_probe_share_its_landscape():
@@ -131,7 +152,7 @@ def test_probes_fill_the_plane_as_quantile_bands_do_not():
     """How far the farthest reachable landscape is from a probe: of bands, one spread at each mean is never probed."""
     perplexity, tokens = corpus(junk=0.0)
     budget = 0.05 * tokens.sum()
-    probes = design_probes(perplexity, tokens, num_runs=10, tokens_per_run=budget)
+    probes = design(perplexity, tokens, num_runs=10, tokens_per_run=budget)
     nll = np.sort(np.log(perplexity))
     size = int(0.05 * len(nll))
     starts = np.linspace(0, len(nll) - size, 9).astype(int)

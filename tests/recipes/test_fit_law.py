@@ -1,5 +1,6 @@
 """fit_law.py: probes from a scored corpus to a law on a tiny model; known points alone; what bad input gets."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -91,6 +92,39 @@ def test_probes_to_law_and_on_after_a_kill(scored, tiny_model_dir):
 
     changed = fit_law(*options(scored, tiny_model_dir, learning_rate=2e-3), cwd=scored.parent)
     assert changed.returncode == 2 and "another learning_rate" in changed.stderr
+
+
+def test_all_probes_are_chosen_before_one_is_trained_and_a_failure_loses_none(scored, tiny_model_dir, monkeypatch):
+    from fitting import probe_runs
+
+    done, real = [], probe_runs.select_subset
+    trained = {}
+
+    def select(*arguments, **named):
+        done.append("chosen")
+        return real(*arguments, **named)
+
+    def train(probe, subset, moments, ladder, folder, points, *rest):
+        done.append(probe.run)
+        if probe.run == "probe-02" and "probe-02" not in trained:
+            trained[probe.run] = 1
+            raise RuntimeError("out of memory")
+        rows = [{"run": probe.run, "loss": 3.0 + 0.1 * len(trained) - 0.1 * i, **row} for i, row in enumerate(moments)]
+        trained[probe.run] = 1
+        probe_runs.append_law_points(points, rows)
+
+    monkeypatch.setattr(probe_runs, "select_subset", select)
+    monkeypatch.setattr(probe_runs, "run_probe", train)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        call(*options(scored, tiny_model_dir))
+    assert done == ["chosen"] * 6 + ["random", "probe-00", "probe-01", "probe-02"]
+    with contextlib.suppress(ValueError):  # no landscape, maybe: the losses are made up
+        call(*options(scored, tiny_model_dir))
+    assert done[10:] == ["chosen"] * 6 + ["probe-02", "probe-03", "probe-04"]
+    monkeypatch.setattr(probe_runs, "select_subset", lambda *a, **k: (_ for _ in ()).throw(ValueError("no subset")))
+    with pytest.raises(ValueError, match="no subset"):
+        call(*options(scored, tiny_model_dir, output_dir=scored.parent / "other"))
+    assert not (scored.parent / "other" / "settings.json").exists() and len(done) == 19
 
 
 def test_known_points_need_no_probes(tmp_path, shared_data):
@@ -189,34 +223,3 @@ def test_known_points_on_a_corpus_say_where_to_go(tmp_path, shared_data, capsys)
     with pytest.raises(ValueError, match=r"the least that is predicted is 3\.6"):
         call(*known, *bound, "--output_dir", tmp_path / "bounded")
     assert (tmp_path / "bounded" / "law.json").exists(), "the law is good all the same"
-
-
-def test_all_probes_are_chosen_before_the_first_one_trains_also_where_chunks_are_ragged():
-    """The design knows chunks of one length; of ragged ones it asked for subsets that nothing selects."""
-    from types import SimpleNamespace
-
-    from datasets import Dataset
-
-    from fitting.probe_runs import design_runs
-    from hf_ppl_select import PerplexityLandscape, select_subset
-    from hf_ppl_select.probes.design import design_probes
-
-    rng = np.random.default_rng(0)
-    tokens = np.where(rng.random(3100) < 0.6, 128, rng.integers(10, 128, 3100))
-    nll = np.clip(rng.normal(4.07, 1.95, 3100), 0.05, 12) + (tokens < 60)  # short chunks are dearer
-    dataset = Dataset.from_dict({"perplexity": np.exp(nll), "num_tokens": tokens})
-    designed = design_probes(np.exp(nll), tokens, num_runs=8, tokens_per_run=65536, space="linear")
-    with pytest.raises(ValueError, match="No subset of 65,536 tokens"):
-        for probe in designed[1:]:
-            select_subset(dataset, target=(probe.mu, probe.sigma), space="linear", num_tokens=65536)
-
-    script_args = SimpleNamespace(total_tokens=None, num_probes=8, num_tokens=65536, ladder=None, probe_space="linear")
-    plan, subsets = design_runs(script_args, dataset, PerplexityLandscape.from_dataset(dataset), seed=0)
-    assert len(plan.probes) == len(subsets) == 8
-    assert sum(probe in designed for probe in plan.probes) >= 5  # the others have moved, no farther than needed
-    for probe, subset in zip(plan.probes[1:], subsets[1:], strict=True):
-        assert 65536 - 128 < sum(subset["num_tokens"]) <= 65536
-        assert np.mean(subset["perplexity"]) == pytest.approx(probe.mu, rel=0.01)
-        assert np.std(subset["perplexity"]) == pytest.approx(probe.sigma, rel=0.01)
-    again, _ = design_runs(script_args, dataset, PerplexityLandscape.from_dataset(dataset), seed=0)
-    assert again == plan  # a run that goes on has the same targets

@@ -115,8 +115,8 @@ def test_a_target_without_a_law_from_any_file(work, dataset):
     assert done.returncode == 0, done.stderr
     assert "Predicted" not in done.stdout
     subset = load_dataset(str(work / output), split="train", cache_dir=str(work / "cache"))
-    assert np.mean(subset["perplexity"]) == pytest.approx(22, rel=0.005)
-    assert np.std(subset["perplexity"]) == pytest.approx(7, rel=0.005)
+    assert np.mean(subset["perplexity"]) == pytest.approx(22, rel=0.01)
+    assert np.std(subset["perplexity"]) == pytest.approx(7, rel=0.01)
     assert sum(subset["num_tokens"]) == 5_000
 
 

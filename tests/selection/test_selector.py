@@ -119,10 +119,11 @@ def test_bad_batches():
         PerplexitySelector((0.0, 0.0, 0.0), 20.0, 5.0, farthest=float("nan"))
 
 
-def test_a_file_of_the_older_hash_is_refused(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_older_rule_is_refused(tmp_path, version):
     selector = PerplexitySelector((0.0, 0.0, 0.0), 20.0, 5.0)
     selector.save(tmp_path / "selector.json")
-    old = json.loads((tmp_path / "selector.json").read_text()) | {"schema_version": 1}
+    old = json.loads((tmp_path / "selector.json").read_text()) | {"schema_version": version}
     (tmp_path / "selector.json").write_text(json.dumps(old))
-    with pytest.raises(ValueError, match="schema version 1"):
+    with pytest.raises(ValueError, match=f"schema version {version}"):
         PerplexitySelector.load(tmp_path / "selector.json")
