@@ -63,6 +63,10 @@ class FitLawArguments:
     total_tokens: int | None = field(
         default=None, metadata={"help": "Training tokens of all probes together: chooses the three options above."}
     )
+    column: str = field(
+        default="perplexity",
+        metadata={"help": "Score column that the law is about, and in which the probes spread; any positive one."},
+    )
     probe_space: str = field(default="log", metadata={"help": "Space in which the probes spread: log or linear."})
     probe_index: int | None = field(
         default=None, metadata={"help": "Train only this probe, 0 is the random one, and stop: for job arrays."}
@@ -109,7 +113,7 @@ def main(script_args, training_args, model_args):
     if script_args.dataset_name:
         disable_progress_bars()
         dataset = load_rows(script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split)
-        landscape = PerplexityLandscape.from_dataset(dataset)
+        landscape = PerplexityLandscape.from_dataset(dataset, column=script_args.column)
     if script_args.num_probes != 0:
         for option in ("dataset_name", "eval_file"):
             if getattr(script_args, option) is None:
@@ -131,7 +135,7 @@ def main(script_args, training_args, model_args):
     if plan is not None:
         with suppress(OSError):  # --fit_only where the model is not
             origin["model_revision"] = resolve_revision(origin["model"], model_args.model_revision)
-    law = fit_scaling_law(rows, script_args.form, script_args.space, **origin)
+    law = fit_scaling_law(rows, script_args.form, script_args.space, column=script_args.column, **origin)
     save_json(folder / "comparison.json", {"forms": comparison}, kind="law_comparison", version=1)
     print(f"\n{format_comparison(comparison)}\n")
     print_law(law)

@@ -52,8 +52,8 @@ def main(args):
 
     # What can be wrong is found before any work
     selector = PerplexitySelector.load(args.selector)
-    files = ParquetFiles.find(args.dataset_name, args.dataset_split, perplexity_column=selector.perplexity_column)
-    files.check_columns(selector.perplexity_column, selector.key_column)
+    files = ParquetFiles.find(args.dataset_name, args.dataset_split, column=selector.column)
+    files.check_columns(selector.column, selector.key_column)
     filesystem, output = url_to_fs(str(args.output_dir))
     if filesystem.exists(output) and filesystem.ls(output):
         raise FileExistsError(f"{args.output_dir} is not empty; name a new folder.")
@@ -79,7 +79,7 @@ def main(args):
             ray.shutdown()
 
     # What came out, read from what was written
-    kept, _ = ParquetFiles.find(str(args.output_dir), perplexity_column=selector.perplexity_column).landscape()
+    kept, _ = ParquetFiles.find(str(args.output_dir), column=selector.column).landscape()
     print(f"Kept {kept.num_chunks:,} chunks, {kept.num_tokens:,} tokens: {kept}")
     if selector.expected_num_tokens is not None:
         print(f"Promised {selector.expected_num_tokens:,.0f} tokens, deviation {selector.num_tokens_std:,.0f}.")

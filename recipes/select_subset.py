@@ -27,7 +27,7 @@ python recipes/select_subset.py \
     --law outputs/law/law.json \
     --num_tokens 50_000_000 \
     --group_by source --min_group_tokens 1_000_000 \
-    --deduplicate exact --max_perplexity 200 \
+    --deduplicate exact --max_score 200 \
     --replay 0.05 --replay_dataset outputs/scored-general \
     --order easy_to_hard
 ```
@@ -78,7 +78,12 @@ class SelectArguments:
     law: str | None = field(default=None, metadata={"help": "law.json of fit_law.py: aim at this law's optimum."})
     target_mu: float | None = field(default=None, metadata={"help": "Without a law: the mean to aim at."})
     target_sigma: float | None = field(default=None, metadata={"help": "And the standard deviation."})
-    space: str | None = field(default=None, metadata={"help": "Of a target: linear (perplexity) or log (nll, nats)."})
+    space: str | None = field(
+        default=None, metadata={"help": "Of a target: linear (of the score) or log (of its logarithm, nats)."}
+    )
+    column: str | None = field(
+        default=None, metadata={"help": "Score column: any of positive numbers. Default: the law's, or perplexity."}
+    )
     strategy: str = field(
         default="maxent", metadata={"help": "maxent, greedy_dos, regime, random, low, high or middle."}
     )
@@ -88,8 +93,8 @@ class SelectArguments:
     min_group_tokens: str | None = field(default=None, metadata={"help": "Least tokens of each: a number, or JSON."})
     deduplicate: str | None = field(default=None, metadata={"help": "exact, normalized or near."})
     near_threshold: float = field(default=0.8, metadata={"help": "Of near: the least Jaccard similarity."})
-    min_perplexity: float | None = field(default=None, metadata={"help": "Drop chunks of lower perplexity."})
-    max_perplexity: float | None = field(default=None, metadata={"help": "Drop chunks of higher perplexity."})
+    min_score: float | None = field(default=None, metadata={"help": "Drop chunks of a lower score."})
+    max_score: float | None = field(default=None, metadata={"help": "Drop chunks of a higher score."})
     replay: float = field(default=0.0, metadata={"help": "Share of the budget for general text, e.g. 0.05."})
     replay_dataset: str | None = field(default=None, metadata={"help": "That text, with the dataset's columns."})
     order: str = field(default="dataset", metadata={"help": "dataset, easy_to_hard, hard_to_easy or shuffled."})
@@ -147,8 +152,8 @@ def main(args):
     if args.reproduce:
         selection = reproduce_selection(args.reproduce, dataset, law=law, replay_dataset=replay_dataset)
     else:
-        names = "num_tokens space strategy seed group_by group_num_tokens min_group_tokens deduplicate near_threshold "
-        names += "min_perplexity max_perplexity replay order text_column"
+        names = "num_tokens column space strategy seed group_by group_num_tokens min_group_tokens deduplicate "
+        names += "near_threshold min_score max_score replay order text_column"
         options = {name: getattr(args, name) for name in names.split()} | {"law": law, "model": model}
         options["target"] = None if args.target_mu is None else (args.target_mu, args.target_sigma)
         selection = plan_selection(dataset, replay_dataset=replay_dataset, **options)
@@ -157,7 +162,9 @@ def main(args):
     # Save, and push
     about = {
         "law": law,
-        "landscape": PerplexityLandscape.from_dataset(dataset, model=model or (law.model if law else None)),
+        "landscape": PerplexityLandscape.from_dataset(
+            dataset, column=selection.column, model=model or (law.model if law else None)
+        ),
         "selection": selection,
         "license": args.license,
         "source": args.source or (None if Path(args.dataset_name).exists() else args.dataset_name),
@@ -175,9 +182,10 @@ def stream(args, law, model):
     from hf_ppl_select.streaming.select import check_streamable, select_stream
 
     check_streamable(vars(args))
-    guards = {name: getattr(args, name) for name in ("min_perplexity", "max_perplexity")}
+    options = {name: getattr(args, name) for name in ("min_score", "max_score")}
+    options["column"] = args.column or (law.column if law else "perplexity")
     selection = select_stream(
-        ParquetFiles.find(args.dataset_name, args.dataset_split, **guards),
+        ParquetFiles.find(args.dataset_name, args.dataset_split, **options),
         args.output_dir,
         num_tokens=args.num_tokens,
         law=law,

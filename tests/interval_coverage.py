@@ -63,7 +63,8 @@ def simulate(form: str, space: str, run_share: float, num_data_sets: int, seed: 
         linear, log = in_space(m, s, "linear"), (m, s)
         columns = [np.repeat(v, 3) for v in (*linear, *log)]
         run = np.repeat([f"r{i}" for i in range(NUM_RUNS)], 3)
-        points = LawPoints(run, *columns, np.tile(NUM_TOKENS, NUM_RUNS), loss.ravel(), np.full(loss.size, np.nan))
+        scores = {"perplexity": np.stack(columns, axis=1)}
+        points = LawPoints(run, np.tile(NUM_TOKENS, NUM_RUNS), loss.ravel(), np.full(loss.size, np.nan), scores)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             law = fit_scaling_law(points, form=form, space=space)

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from hf_ppl_select.law.points import MOMENTS, moment_field
+
 if TYPE_CHECKING:
     from hf_ppl_select.law.scaling_law import ScalingLaw
 
 logger = logging.getLogger(__name__)
 
-MOMENTS = ("mu", "sigma", "log_mu", "log_sigma")
 Moments = Mapping[str, float]
 
 
@@ -34,6 +35,10 @@ class LawForecast:
         law: ScalingLaw | None,
     ) -> None:
         self._moments, self.ladder, self.law = moments, ladder, law
+        self._fields: tuple[str, ...] = ()
+        if law is not None:
+            prefix = "log_" if law.space == "log" else ""
+            self._fields = tuple(moment_field(f"{prefix}{name}", law.column) for name in ("mu", "sigma"))
         for rung in ladder:
             self.moments(rung)
             if law is not None:
@@ -47,17 +52,20 @@ class LawForecast:
                 logger.warning("the law's predictions come without an interval: %s", error)
 
     def moments(self, num_tokens: int) -> dict[str, float]:
-        """The known ones of `mu, sigma, log_mu, log_sigma` of what is trained on by `num_tokens` tokens."""
+        """The moments of what is trained on by `num_tokens` tokens, named as law points name them."""
         if callable(self._moments):
             row = self._moments(num_tokens)
         elif isinstance(self._moments, Mapping):
             row = self._moments
         else:
             row = min(self._moments, key=lambda point: abs(point["num_tokens"] - num_tokens))
-        found = {name: float(row[name]) for name in MOMENTS if row.get(name) is not None}
-        needed = {"mu", "sigma"}
-        if self.law is not None and self.law.space == "log":
-            needed |= {"log_mu", "log_sigma"}
+        of_others = tuple(f"{name}_" for name in MOMENTS)
+        found = {
+            name: float(value)
+            for name, value in row.items()
+            if value is not None and (name in MOMENTS or name.startswith(of_others))
+        }
+        needed = {*self._fields, *(() if any(name.startswith("mu_") for name in found) else ("mu", "sigma"))}
         if missing := sorted(needed - found.keys()):
             raise ValueError(
                 f"the moments at {num_tokens} tokens lack {', '.join(missing)}; they hold {', '.join(row)}."
@@ -103,5 +111,5 @@ class LawForecast:
         )  # fmt: skip
 
     def _place(self, num_tokens: int) -> tuple[float, float, int]:
-        moments, prefix = self.moments(num_tokens), "log_" if self.law.space == "log" else ""
-        return moments[f"{prefix}mu"], moments[f"{prefix}sigma"], num_tokens
+        moments = self.moments(num_tokens)
+        return *(moments[field] for field in self._fields), num_tokens

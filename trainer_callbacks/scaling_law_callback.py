@@ -54,8 +54,9 @@ class ScalingLawCallback(TrainerCallback):
         texts: held-out domain texts, or a [`~datasets.Dataset`].
         ladder: token counts at which to measure, e.g. `(8192, 16384, 32768)`.
         moments: `mu`, `sigma` (of perplexity) and optionally `log_mu`, `log_sigma` (of nll, nats) of the chunks
-            trained on so far: one mapping if they are the same throughout (shuffled chunks of one landscape), a
-            function of num_tokens, or a list of mappings with a `num_tokens` each, of which the nearest is taken.
+            trained on so far, and those of other score columns, named as in law points: one mapping if they are the
+            same throughout (shuffled chunks of one landscape), a function of num_tokens, or a list of mappings with a
+            `num_tokens` each, of which the nearest is taken.
         law: predicts the loss to compare with.
         stop_when_gain_below: nats per token from one rung to the next, e.g. 0.005; needs a `law`.
         general_texts: held-out general texts; adds `general_loss`.

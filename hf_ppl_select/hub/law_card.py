@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..landscape.reach import log_name
+
 _TEMPLATE = Path(__file__).with_name("law_card_template.md")
 _TAGS = ["scaling-laws", "perplexity", "data-selection", "continual-pre-training", "hf_ppl_select"]
 
@@ -61,10 +63,11 @@ def _summary(law: Any, model: str | None) -> str:
     of = f"`{model}`" if model else "a language model that was not recorded"
     if model and law.model_revision:
         of += f" (revision `{law.model_revision}`)"
+    what = "perplexities under it have" if law.column == "perplexity" else f"score `{law.column}` has"
     corpus = f" The probes were drawn from the corpus `{_public(law.corpus)}`." if law.corpus else ""
     return (
         f"A scaling law that predicts the held-out loss of {of} after training on D tokens of chunks whose "
-        f"perplexities under it have the mean mu and the standard deviation sigma.{corpus}"
+        f"{what} the mean mu and the standard deviation sigma.{corpus}"
     )
 
 
@@ -72,8 +75,10 @@ def _fit_table(law: Any) -> str:
     report = law.report
     row = law.held_out_errors()
     low, high = law.num_tokens_range
-    mu, sigma = law.points.moments(law.space)
-    names = ("mu", "sigma") if law.space == "linear" else ("m (mean nll, nats)", "s (its standard deviation)")
+    mu, sigma = law.points.moments(law.space, law.column)
+    names = ("mu", "sigma")
+    if law.space == "log":
+        names = (f"m (mean {log_name(law.column)}, nats)", "s (its standard deviation)")
     rows = [
         ["law points, runs", f"{report.num_points}, {report.num_runs}"],
         ["training tokens D", f"{low:,.0f} to {high:,.0f}"],
@@ -103,7 +108,7 @@ def _params_table(law: Any, problem: str | None) -> str:
 
 
 def _predictions_table(law: Any, problem: str | None) -> str:
-    mu, sigma = law.points.moments(law.space)
+    mu, sigma = law.points.moments(law.space, law.column)
     num_tokens = law.points.num_tokens
     order = np.flatnonzero(num_tokens == num_tokens.max())
     order = order[np.argsort(mu[order], kind="stable")]
@@ -124,7 +129,7 @@ def _predictions_table(law: Any, problem: str | None) -> str:
 
 
 def _code(law: Any, name: str | None) -> str:
-    mu, sigma = law.points.moments(law.space)
+    mu, sigma = law.points.moments(law.space, law.column)
     at = f"{np.median(mu):.4g}, {np.median(sigma):.4g}, {law.num_tokens_range[1]:.0f}"
     return "\n".join(
         [
@@ -141,7 +146,7 @@ def _code(law: Any, name: str | None) -> str:
 def _limits(law: Any, model: str | None, problem: str | None) -> str:
     low, high = law.num_tokens_range
     points = [
-        f"It holds for {f'`{model}`' if model else 'the model its perplexities come from'} and its tokenizer, for the "
+        f"It holds for {f'`{model}`' if model else 'the model its scores come from'} and its tokenizer, for the "
         "held-out text its losses were measured on, and for training as its probes were trained. For another model or "
         "domain measure probes anew.",
         f"It was fitted to {low:,.0f} to {high:,.0f} training tokens. Beyond that it extrapolates, and its intervals "
@@ -155,8 +160,9 @@ def _limits(law: Any, model: str | None, problem: str | None) -> str:
         points.append("Its points show no floor of the loss (E = 0), so it is optimistic far beyond their tokens.")
     if not law.report.converged:
         points.append("**The fit did not converge: do not rely on it.**")
-    if law.space == "linear" and np.any(law.points.sigma > law.points.mu):
-        points.append("Some probes have sigma > mu: their moments of perplexity rest on a few junk chunks.")
+    mu, sigma = law.points.moments(law.space, law.column)
+    if law.space == "linear" and np.any(sigma > mu):
+        points.append(f"Some probes have sigma > mu: their moments of {law.column} rest on a few junk chunks.")
     if problem:
         points.append("Its runs are too few for intervals.")
     return "\n".join(f"- {point}" for point in points)

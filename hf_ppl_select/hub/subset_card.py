@@ -14,6 +14,7 @@ from .tables import code_to_reproduce, composition, number, table
 
 if TYPE_CHECKING:
     from ..landscape.landscape import PerplexityLandscape
+from ..landscape.reach import log_name
 
 _TEMPLATE = Path(__file__).with_name("subset_card_template.md")
 _TAGS = ["perplexity", "data-selection", "scaling-laws", "continual-pre-training", "hf_ppl_select"]
@@ -21,17 +22,17 @@ _METHODS = {
     "maxent": "the most diverse subset (maximum entropy) whose mean and standard deviation are the target's",
     "greedy_dos": "chunk after chunk the one that brings mean and variance nearest to the target (the paper's greedy "
     "distance-to-optimum selection)",
-    "regime": "one interval of perplexity, of all that fill the budget the best one",
+    "regime": "one interval of the score, of all that fill the budget the best one",
     "random": "a random sample, the baseline of the other strategies",
-    "low": "the chunks of lowest perplexity",
-    "high": "the chunks of highest perplexity",
-    "middle": "the chunks around the median of perplexity",
+    "low": "the chunks of lowest score",
+    "high": "the chunks of highest score",
+    "middle": "the chunks around the median of the score",
 }
 _DROPPED = {
-    "no_perplexity": "without perplexity (empty text)",
-    "infinite_perplexity": "of infinite perplexity",
-    "below_min_perplexity": "of a perplexity below the guard",
-    "above_max_perplexity": "of a perplexity above the guard",
+    "no_score": "without {} (empty text)",
+    "infinite_score": "of infinite {}",
+    "below_min_score": "of {} below the guard",
+    "above_max_score": "of {} above the guard",
     "longer_than_budget": "longer than the budget",
     "duplicate": "with the text of an earlier one",
     "near_duplicate": "with nearly the text of an earlier one",
@@ -86,6 +87,7 @@ def subset_card(
         pretty_name=title,
         summary=_summary(report, source, model),
         strategy=strategy,
+        scored=_scored(report.get("column", "perplexity")),
         method=_METHODS.get(strategy),
         moments=_moments_table(report),
         moments_note=_moments_note(report),
@@ -94,8 +96,9 @@ def subset_card(
         verdict=_verdict(report),
         law=law and str(law),
         law_params=law and table(["parameter", "value"], [(f"`{n}`", f"{v:.6g}") for n, v in law.params.items()]),
-        law_note=law and (f"Its perplexities are those of `{_model(law)}`. " if law.model else ""),
+        law_note=law and (f"Its scores are those of `{_model(law)}`. " if law.model else ""),
         landscape=landscape and _landscape_table(landscape),
+        column=landscape and landscape.column,
         code=strategy and code_to_reproduce(report, source_id, model, law is not None),
         indices_sha256=report.get("indices_sha256"),
         limitations=_limitations(report, law),
@@ -114,7 +117,16 @@ def _summary(report: Mapping[str, Any], source: str | None, model: str | None) -
     general = (
         f"; and {replay['num_chunks']:,} rows of general text ({replay['num_tokens']:,} tokens)" if replay else ""
     )
-    return f"{size}{out_of}{origin}, selected by their perplexity under {by}{general}."
+    return f"{size}{out_of}{origin}, selected by their {report.get('column', 'perplexity')} under {by}{general}."
+
+
+def _scored(column: str) -> str:
+    if column != "perplexity":
+        return f"Every chunk has a score, the column `{column}`."
+    return (
+        "Every chunk was scored by its perplexity under a frozen base model, "
+        "`PPL(x) = exp(-(1/T) sum log p(x_t | x_<t))`."
+    )
 
 
 def _num_rows(report: Mapping[str, Any]) -> int:
@@ -125,8 +137,9 @@ def _moments_table(report: Mapping[str, Any]) -> str | None:
     if "achieved" not in report:
         return None
     names = ("mu", "sigma", "log_mu", "log_sigma")
-    header = ["", "chunks", "tokens", "mean perplexity (mu)", "standard deviation of perplexity (sigma)"]
-    header += ["mean nll, nats per token", "standard deviation of nll, nats"]
+    column = report.get("column", "perplexity")
+    header = ["", "chunks", "tokens", f"mean {column} (mu)", f"standard deviation of {column} (sigma)"]
+    header += [f"mean {log_name(column)}, {_unit(column)}", f"standard deviation of {log_name(column)}, nats"]
     rows = []
     if corpus := report.get("corpus"):
         sizes = f"{corpus['num_chunks']:,}", f"{corpus['num_tokens']:,}"
@@ -143,13 +156,14 @@ def _moments_table(report: Mapping[str, Any]) -> str | None:
 def _moments_note(report: Mapping[str, Any]) -> str:
     notes = ["One chunk has one vote in these moments."]
     achieved = report.get("achieved", {})
-    if "lowest_perplexity" in achieved:
-        low, high = number(achieved["lowest_perplexity"]), number(achieved["highest_perplexity"])
-        notes.append(f"The subset's perplexities lie between {low} and {high}.")
+    if "lowest_score" in achieved:
+        low, high = number(achieved["lowest_score"]), number(achieved["highest_score"])
+        notes.append(f"The subset's {report.get('column', 'perplexity')} lies between {low} and {high}.")
     if "seed" in report:
         notes.append(f"Strategy `{report['strategy']}`, seed {report['seed']}.")
     if dropped := {reason: number for reason, number in report.get("dropped", {}).items() if number}:
-        counts = ", ".join(f"{number:,} {_DROPPED.get(reason, reason)}" for reason, number in dropped.items())
+        names = {reason: _DROPPED.get(reason, reason).format(report.get("column", "perplexity")) for reason in dropped}
+        counts = ", ".join(f"{number:,} {names[reason]}" for reason, number in dropped.items())
         notes.append(f"Chunks that could not be chosen: {counts}.")
     return " ".join(notes)
 
@@ -193,33 +207,38 @@ def _verdict(report: Mapping[str, Any]) -> str | None:
 
 
 def _landscape_table(landscape: PerplexityLandscape) -> str:
+    score = landscape.column
     rows = [
         ["model that scored it", f"`{_model(landscape)}`" if landscape.model else "not recorded"],
         ["chunks", f"{landscape.num_chunks:,}"],
         ["tokens", f"{landscape.num_tokens:,}"],
         ["one vote in the moments has", {"chunks": "a chunk", "tokens": "a token"}[landscape.weights]],
-        ["mean of perplexity (mu)", number(landscape.mu)],
-        ["standard deviation of perplexity (sigma)", number(landscape.sigma)],
-        ["mean of nll, nats per token", number(landscape.log_mu)],
-        ["standard deviation of nll, nats", number(landscape.log_sigma)],
-        ["geometric mean of perplexity", number(math.exp(landscape.log_mu))],
-        ["median of perplexity", number(landscape.quantile(0.5))],
+        [f"mean of {score} (mu)", number(landscape.mu)],
+        [f"standard deviation of {score} (sigma)", number(landscape.sigma)],
+        [f"mean of {log_name(score)}, {_unit(score)}", number(landscape.log_mu)],
+        [f"standard deviation of {log_name(score)}, nats", number(landscape.log_sigma)],
+        [f"geometric mean of {score}", number(math.exp(landscape.log_mu))],
+        [f"median of {score}", number(landscape.quantile(0.5))],
     ]
-    rows += [
-        [f"{100 * q:.0f} % quantile of perplexity", number(landscape.quantile(q))] for q in (0.05, 0.25, 0.75, 0.95)
-    ]
-    rows.append(["left out: chunks without perplexity (empty text)", f"{landscape.num_skipped:,}"])
-    rows.append(["left out: chunks of infinite perplexity", f"{landscape.num_infinite:,}"])
+    rows += [[f"{100 * q:.0f} % quantile of {score}", number(landscape.quantile(q))] for q in (0.05, 0.25, 0.75, 0.95)]
+    rows.append([f"left out: chunks without {score} (empty text)", f"{landscape.num_skipped:,}"])
+    rows.append([f"left out: chunks of infinite {score}", f"{landscape.num_infinite:,}"])
     return table(["quantity", "value"], rows)
 
 
+def _unit(column: str) -> str:
+    """Of the mean of a score's logarithm."""
+    return "nats per token" if column == "perplexity" else "nats"
+
+
 def _limitations(report: Mapping[str, Any], law: Any) -> str:
+    what = "Perplexity" if report.get("column", "perplexity") == "perplexity" else "A score of single chunks"
     optimum = report.get("optimum") or {}
     deduplicated = (report.get("options") or {}).get("deduplicate")
     points = [
-        "Perplexity cannot see redundancy: duplicates and boilerplate can score like good text. "
+        f"{what} cannot see redundancy: duplicates and boilerplate can score like good text. "
         + ("Duplicates were removed first." if deduplicated else "Deduplicate beside this selection."),
-        "Perplexities hold for one model and tokenizer; for another base model score and select again.",
+        "Scores hold for one model and tokenizer; for another base model score and select again.",
     ]
     if report.get("projected"):
         points.append("The law's optimum is on the edge of what can be reached, or beyond; the target is inside.")

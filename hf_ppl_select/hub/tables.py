@@ -7,27 +7,27 @@ from typing import Any
 
 _MOST_GROUPS = 30
 _ORDERS = {
-    "easy_to_hard": "Its rows go from the lowest perplexity to the highest.",
-    "hard_to_easy": "Its rows go from the highest perplexity to the lowest.",
+    "easy_to_hard": "Its rows go from the lowest {} to the highest.",
+    "hard_to_easy": "Its rows go from the highest {} to the lowest.",
     "shuffled": "Its rows are shuffled by the seed.",
 }
-_DEFAULTS = {"near_threshold": 0.8, "replay": 0.0, "order": "dataset", "text_column": "text"}
-_COMPOSITION = ("group_by", "group_num_tokens", "min_group_tokens", "deduplicate", "near_threshold")
-_COMPOSITION += ("min_perplexity", "max_perplexity", "replay", "order", "text_column")
+_DEFAULTS = {"column": "perplexity", "near_threshold": 0.8, "replay": 0.0, "order": "dataset", "text_column": "text"}
+_COMPOSITION = ("column", "group_by", "group_num_tokens", "min_group_tokens", "deduplicate", "near_threshold")
+_COMPOSITION += ("min_score", "max_score", "replay", "order", "text_column")
 
 
 def composition(report: Mapping[str, Any]) -> str | None:
     """Regimes, groups, replay and order; None where nothing is known of them."""
-    parts = []
+    parts, column = [], report.get("column", "perplexity")
     if regimes := report.get("regimes"):
         rows = [
             [f"{number(row['low'])} to {number(row['high'])}", f"{row['num_chunks']:,}", f"{row['num_tokens']:,}"]
             for row in regimes
         ]
-        parts.append("What was taken of each tenth of the corpus's perplexities:")
-        parts.append(table(["perplexity", "chunks", "tokens"], rows))
+        parts.append(f"What was taken of each tenth of the corpus by {column}:")
+        parts.append(table([column, "chunks", "tokens"], rows))
     if groups := report.get("groups"):
-        column = report.get("options", {}).get("group_by", "group")
+        group_by = report.get("options", {}).get("group_by", "group")
         shown = sorted(groups, key=lambda group: -group["num_tokens"])[:_MOST_GROUPS]
         rows = [
             [_cell(group["group"]), f"{group['corpus_tokens']:,}", f"{group['budget']:,}"]
@@ -35,8 +35,8 @@ def composition(report: Mapping[str, Any]) -> str | None:
             + [number(group[name]) if group[name] is not None else "-" for name in ("mu", "sigma")]
             for group in shown
         ]
-        parts.append(f"What was taken of each `{column}`:")
-        header = [f"`{column}`", "tokens to choose from", "budget", "chunks", "tokens", "mean perplexity"]
+        parts.append(f"What was taken of each `{group_by}`:")
+        header = [f"`{group_by}`", "tokens to choose from", "budget", "chunks", "tokens", f"mean {column}"]
         parts.append(table([*header, "standard deviation"], rows))
         if len(groups) > len(shown):
             parts.append(f"And {len(groups) - len(shown):,} more, see `selection.json`.")
@@ -47,7 +47,7 @@ def composition(report: Mapping[str, Any]) -> str | None:
             "the predicted losses are of the other rows."
         )
     if report.get("order") in _ORDERS:
-        parts.append(_ORDERS[report["order"]])
+        parts.append(_ORDERS[report["order"]].format(column))
     return "\n\n".join(parts) or None
 
 

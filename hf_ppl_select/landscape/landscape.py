@@ -1,8 +1,8 @@
-"""The perplexity landscape of a corpus: exact moments, quantiles, and what subsets of it can reach.
+"""The landscape of a corpus in one score column: exact moments, quantiles, and what subsets of it can reach.
 
-A landscape is a histogram over ln(perplexity) with bins 1/256 nat (0.4 %) wide that also keeps, per bin, the sums of
-each value's offset from the bin's centre. Offsets are tiny, so sums of their squares lose nothing to cancellation;
-adding two landscapes is adding their bins; and the moments of the whole come out exact, not binned.
+A landscape is a histogram over ln(score) with bins 1/256 nat (0.4 %) wide that also keeps, per bin, the sums of each
+value's offset from the bin's centre. Offsets are tiny, so sums of their squares lose nothing to cancellation; adding
+two landscapes is adding their bins; and the moments of the whole come out exact, not binned.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ BINS_PER_NAT = 256
 _SCHEMA_VERSION = 1
 _BLOCK = 1 << 18  # values summed up together
 _SUMS = ("count", "tokens", "weight", "u1", "u2", "v1", "v2")  # columns of `sums`, see PerplexityLandscape
+_NOTHING = np.empty(0, dtype=np.int64), np.empty((0, len(_SUMS)))
 
 
 @dataclass(frozen=True, eq=False)
 class PerplexityLandscape:
-    """The distribution of perplexity over the chunks of a corpus.
+    """The distribution of a score, perplexity unless another column is named, over the chunks of a corpus.
 
-    Build it with [`~PerplexityLandscape.from_dataset`] or [`~PerplexityLandscape.from_values`]. Shards merge, in any
-    order.
+    A score is any positive number per chunk; its logarithm is in nats. Where the score is perplexity, that is nll.
+
+    Build it with [`~PerplexityLandscape.from_dataset`] or [`~PerplexityLandscape.from_values`]; shards merge.
 
     Attributes:
-        bins: `(num_bins,)` int64, occupied bins in rising order; bin b holds ln(perplexity) in `[b, b + 1) / 256`.
+        bins: `(num_bins,)` int64, occupied bins in rising order; bin b holds ln(score) in `[b, b + 1) / 256`.
         sums: `(num_bins, 7)` float64: chunks, tokens, weight w, then Σ w·u, Σ w·u², Σ w·v, Σ w·v², where u is the
-            relative offset of a perplexity from its bin's centre and v the offset of its nll, in nats.
+            relative offset of a score from its bin's centre and v the offset of its logarithm, in nats.
         weights: `"chunks"` (one chunk, one vote) or `"tokens"`.
-        num_skipped: chunks without a perplexity (empty text); left out of everything else.
-        num_infinite: chunks with infinite perplexity; left out of moments, quantiles, `num_chunks` and `num_tokens`.
+        num_skipped: chunks without a score (empty text); left out of everything else.
+        num_infinite: chunks with an infinite score; left out of moments, quantiles, `num_chunks` and `num_tokens`.
         model: the model that scored the chunks, if told; landscapes and laws of different models do not mix.
+        column: the score column; landscapes and laws of different columns do not mix either.
     """
 
     bins: np.ndarray
@@ -47,13 +50,14 @@ class PerplexityLandscape:
     num_skipped: int = 0
     num_infinite: int = 0
     model: str | None = None
+    column: str = "perplexity"
 
     @classmethod
     def from_dataset(
         cls,
         dataset: Any,
         *,
-        perplexity_column: str = "perplexity",
+        column: str = "perplexity",
         num_tokens_column: str = "num_tokens",
         weights: Literal["chunks", "tokens"] = "chunks",
         model: str | None = None,
@@ -61,78 +65,81 @@ class PerplexityLandscape:
         """The landscape of a scored dataset.
 
         Args:
-            dataset: a `datasets.Dataset` or `IterableDataset` scored by `score_ppl`, or anything with columns (a dict
-                of lists, a DataFrame).
-            perplexity_column, num_tokens_column: what the scorer wrote.
+            dataset: a scored `datasets.Dataset` or `IterableDataset`, or anything with columns (a dict, a DataFrame).
+            column: the score: what the scorer wrote, or any column of positive numbers.
+            num_tokens_column: tokens of each chunk.
             weights: what has one vote in the moments, a chunk (default) or a token.
             model: the model that scored it.
 
         Raises:
             KeyError: a column is missing.
-            ValueError: no rows, no chunk with a finite perplexity, or impossible values.
+            ValueError: no rows, no chunk with a finite score, or impossible values.
         """
         landscape, start = None, 0
-        for perplexity, num_tokens in read_columns(dataset, perplexity_column, num_tokens_column):
-            part = cls._from_arrays(perplexity, num_tokens, weights, model, start)
+        for values, num_tokens in read_columns(dataset, column, num_tokens_column):
+            part = cls._from_arrays(values, num_tokens, weights, model, start, column)
             landscape = part if landscape is None else landscape.merge(part)
-            start += len(perplexity)
+            start += len(values)
         if landscape is None:
-            raise ValueError("the dataset has no rows, so it has no perplexity landscape.")
+            raise ValueError("the dataset has no rows, so it has no landscape.")
         return landscape._checked()
 
     @classmethod
     def from_values(
         cls,
-        perplexity: Any,
+        values: Any,
         num_tokens: Any = None,
         *,
         weights: Literal["chunks", "tokens"] = "chunks",
         model: str | None = None,
+        column: str = "perplexity",
     ) -> PerplexityLandscape:
         """The landscape of arrays.
 
         Args:
-            perplexity: `(num_chunks,)`; None or NaN is an empty text (skipped, counted), infinity is counted apart.
+            values: `(num_chunks,)` scores; None or NaN is an empty text (skipped, counted), infinity is counted apart.
             num_tokens: `(num_chunks,)` scored tokens per chunk; without it every chunk counts one, so budgets are in
                 chunks.
         """
-        perplexity = np.asarray(perplexity, dtype=None if isinstance(perplexity, np.ndarray) else float).reshape(-1)
+        values = np.asarray(values, dtype=None if isinstance(values, np.ndarray) else float).reshape(-1)
         if num_tokens is not None:
-            num_tokens = np.asarray(num_tokens, dtype=None if isinstance(num_tokens, np.ndarray) else float).reshape(
-                -1
-            )
-            if len(num_tokens) != len(perplexity):
-                raise ValueError(f"perplexity has {len(perplexity)} values, num_tokens has {len(num_tokens)}.")
-        return cls._from_arrays(perplexity, num_tokens, weights, model, 0)._checked()
+            as_is = isinstance(num_tokens, np.ndarray)
+            num_tokens = np.asarray(num_tokens, dtype=None if as_is else float).reshape(-1)
+            if len(num_tokens) != len(values):
+                raise ValueError(f"{column} has {len(values)} values, num_tokens has {len(num_tokens)}.")
+        return cls._from_arrays(values, num_tokens, weights, model, 0, column)._checked()
 
     @classmethod
-    def _from_arrays(cls, perplexity, num_tokens, weights, model, start) -> PerplexityLandscape:
+    def _from_arrays(cls, values, num_tokens, weights, model, start, column) -> PerplexityLandscape:
         """Block by block, so that memory does not grow with the rows; `start` is the first row's number in errors."""
         if weights not in ("chunks", "tokens"):
             raise ValueError(f"weights must be 'chunks' or 'tokens', got {weights!r}.")
-        landscape = cls(np.empty(0, dtype=np.int64), np.empty((0, len(_SUMS))), weights, model=model)
-        for first in range(0, len(perplexity), _BLOCK):
+        landscape = cls(*_NOTHING, weights, model=model, column=column)
+        for first in range(0, len(values), _BLOCK):
             rows = slice(first, first + _BLOCK)
-            x = np.asarray(perplexity[rows], dtype=float)
+            x = np.asarray(values[rows], dtype=float)
             tokens = np.ones(len(x)) if num_tokens is None else np.asarray(num_tokens[rows], dtype=float)
-            landscape = landscape.merge(cls._of_block(x, tokens, weights, model, start + first))
+            landscape = landscape.merge(cls._of_block(x, tokens, weights, model, start + first, column))
         return landscape
 
     @classmethod
-    def _of_block(cls, perplexity, num_tokens, weights, model, start) -> PerplexityLandscape:
-        scored = ~np.isnan(perplexity) & (num_tokens != 0)
+    def _of_block(cls, values, num_tokens, weights, model, start, column) -> PerplexityLandscape:
+        scored = ~np.isnan(values) & (num_tokens != 0)
+        is_perplexity = column == "perplexity"
         # A token's probability is at most 1, so a perplexity is at least 1 (float rounding aside).
-        bad = np.flatnonzero(scored & ~((perplexity > 1 - 1e-6) & (num_tokens > 0) & np.isfinite(num_tokens)))
+        above = 1 - 1e-6 if is_perplexity else 0.0
+        bad = np.flatnonzero(scored & ~((values > above) & (num_tokens > 0) & np.isfinite(num_tokens)))
         if len(bad):
+            what = "is exp(nll_sum / num_tokens), 1 or more" if is_perplexity else "is a score, more than 0"
             raise ValueError(
-                f"row {start + bad[0]} has perplexity {perplexity[bad[0]]:g} and num_tokens {num_tokens[bad[0]]:g}; "
-                "perplexity is exp(nll_sum / num_tokens), 1 or more, and num_tokens is positive. Is the column nll?"
+                f"row {start + bad[0]} has {column} {values[bad[0]]:g} and num_tokens {num_tokens[bad[0]]:g}; "
+                f"{column} {what}, and num_tokens is positive. Is it {'nll' if is_perplexity else 'a logarithm'}?"
             )
-        finite = scored & np.isfinite(perplexity)
+        finite = scored & np.isfinite(values)
         skipped, infinite = int((~scored).sum()), int((scored & ~finite).sum())
-        x, tokens = perplexity[finite], num_tokens[finite]
+        x, tokens = values[finite], num_tokens[finite]
         if not len(x):
-            return cls(np.empty(0, dtype=np.int64), np.empty((0, len(_SUMS))), weights, skipped, infinite, model)
+            return cls(*_NOTHING, weights, skipped, infinite, model, column)
         nll = np.log(x)
         bin_of = np.floor(nll * BINS_PER_NAT)
         v = nll - _centres(bin_of)
@@ -146,36 +153,35 @@ class PerplexityLandscape:
         columns = [tokens, w, *(column if w is None else w * column for column in (u, u**2, v, v**2))]
         sums = [count, *(np.bincount(place, column, num_bins) for column in columns)]
         sums = np.stack([column[bins] for column in sums], axis=1).astype(float)
-        return cls(bins + lowest, sums, weights, skipped, infinite, model)
+        return cls(bins + lowest, sums, weights, skipped, infinite, model, column)
 
     def _checked(self) -> PerplexityLandscape:
         if not len(self.bins):
-            raise ValueError(
-                f"no chunk has a finite perplexity ({self.num_skipped} are empty, {self.num_infinite} infinite); "
-                "there is no landscape to describe."
-            )
+            counts = f"{self.num_skipped} are empty, {self.num_infinite} infinite"
+            raise ValueError(f"no chunk has a finite {self.column} ({counts}); there is no landscape to describe.")
         return self
 
     def merge(self, other: PerplexityLandscape) -> PerplexityLandscape:
         """The landscape of both corpora together.
 
         Raises:
-            ValueError: another model scored `other`, or its weights differ.
+            ValueError: another model scored `other`, it is of another column, or its weights differ.
         """
+        if self.column != other.column:
+            raise ValueError(f"cannot merge a landscape of {self.column} with one of {other.column}.")
         if self.model and other.model and self.model != other.model:
             raise ValueError(
                 f"cannot merge landscapes of different models ({self.model} and {other.model}): their perplexities "
                 "do not compare. Score both corpora with one model."
             )
         if self.weights != other.weights:
-            raise ValueError(
-                f"cannot merge a landscape weighted by {self.weights} with one weighted by {other.weights}."
-            )
+            raise ValueError(f"cannot merge a landscape weighted by {self.weights} with one by {other.weights}.")
         bins, place = np.unique(np.concatenate([self.bins, other.bins]), return_inverse=True)
         sums = np.zeros((len(bins), len(_SUMS)))
         np.add.at(sums, place, np.concatenate([self.sums, other.sums]))
         skipped, infinite = self.num_skipped + other.num_skipped, self.num_infinite + other.num_infinite
-        return PerplexityLandscape(bins, sums, self.weights, skipped, infinite, self.model or other.model)
+        model = self.model or other.model
+        return PerplexityLandscape(bins, sums, self.weights, skipped, infinite, model, self.column)
 
     @property
     def num_chunks(self) -> int:
@@ -190,7 +196,7 @@ class PerplexityLandscape:
         return self.num_tokens / self.num_chunks
 
     def moments(self, space: Literal["linear", "log"]) -> tuple[float, float]:
-        """`(mu, sigma)`: mean and standard deviation of perplexity (`"linear"`) or of nll in nats (`"log"`)."""
+        """`(mu, sigma)`: mean, standard deviation of the score (`"linear"`) or its logarithm, nats (`"log"`)."""
         w, mean, std = self.bin_moments(space)
         scale = np.abs(mean).max() or 1.0  # so that heavy tails do not overflow when squared
         mean, std = mean / scale, std / scale
@@ -199,7 +205,7 @@ class PerplexityLandscape:
         return float(mu * scale), float(np.sqrt(variance) * scale)
 
     def bin_moments(self, space: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Per bin: weight, exact mean and standard deviation `(num_bins,)` of perplexity or of nll."""
+        """Per bin: weight, exact mean and standard deviation `(num_bins,)` of the score or its logarithm."""
         nll = _centres(self.bins)
         _, _, w, u1, u2, v1, v2 = self.sums.T
         if space == "log":
@@ -208,13 +214,13 @@ class PerplexityLandscape:
             return w, np.exp(nll) * (1 + u1 / w), np.exp(nll) * _spread(u1 / w, u2 / w)
         raise ValueError(f"space must be 'linear' or 'log', got {space!r}.")
 
-    mu = property(lambda self: self.moments("linear")[0], doc="Mean perplexity.")
-    sigma = property(lambda self: self.moments("linear")[1], doc="Standard deviation of perplexity.")
-    log_mu = property(lambda self: self.moments("log")[0], doc="Mean nll, nats: ln of the geometric mean perplexity.")
-    log_sigma = property(lambda self: self.moments("log")[1], doc="Standard deviation of nll, nats.")
+    mu = property(lambda self: self.moments("linear")[0], doc="Mean of the score.")
+    sigma = property(lambda self: self.moments("linear")[1], doc="Standard deviation of the score.")
+    log_mu = property(lambda self: self.moments("log")[0], doc="Mean of ln(score), nats.")
+    log_sigma = property(lambda self: self.moments("log")[1], doc="Standard deviation of ln(score), nats.")
 
     def quantile(self, q: Any) -> Any:
-        """The perplexity below which a share `q` in [0, 1] (number or array) of the weight lies, within 0.4 %."""
+        """The score below which a share `q` in [0, 1] (number or array) of the weight lies, within 0.4 %."""
         q = np.asarray(q, dtype=float)
         if not np.all((q >= 0) & (q <= 1)):
             raise ValueError(f"q must lie in [0, 1], got {q}.")
@@ -230,7 +236,7 @@ class PerplexityLandscape:
         return float(value) if value.ndim == 0 else value
 
     def histogram(self) -> tuple[np.ndarray, np.ndarray]:
-        """`(edges, counts)`: bin edges in perplexity, evenly spaced on a log axis, and chunks per bin; for plots."""
+        """`(edges, counts)`: bin edges in the score, evenly spaced on a log axis, and chunks per bin; for plots."""
         counts = np.zeros(int(self.bins[-1] - self.bins[0]) + 1, dtype=np.int64)
         counts[self.bins - self.bins[0]] = self.sums[:, 0]
         return np.exp(np.arange(self.bins[0], self.bins[-1] + 2) / BINS_PER_NAT), counts
@@ -248,12 +254,12 @@ class PerplexityLandscape:
                 f"asked for {num_tokens:g} tokens, but one chunk holds {self.tokens_per_chunk:g} on average."
             )
         w, mean, std = self.bin_moments(space)
-        return attainable_region(mean, num_tokens, self.sums[:, 1], w, std, space)
+        return attainable_region(mean, num_tokens, self.sums[:, 1], w, std, space, self.column)
 
     def cells(self, space: Literal["linear", "log"], outliers: bool = True) -> Cells:
         """The bins as cells of one column, for [`~hf_ppl_select.landscape.maxent.solve`].
 
-        Without `outliers` only those within Tukey's fences on nll: 1.5 interquartile ranges beyond the quartiles.
+        Without `outliers` those within Tukey's fences on ln(score), 1.5 interquartile ranges beyond the quartiles.
         """
         w, mean, std = self.bin_moments(space)
         no_group = np.zeros(len(w), dtype=np.int64)
@@ -263,11 +269,12 @@ class PerplexityLandscape:
         return cells if outliers else cells.take(inside)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives the same landscape back, bit by bit."""
+        """JSON-able; `from_dict` gives the same back, bit by bit."""
         columns = {name: self.sums[:, i].tolist() for i, name in enumerate(_SUMS)}
         derived = ("mu", "sigma", "log_mu", "log_sigma", "num_chunks", "num_tokens")  # for readers of the file
         return {
             "model": self.model,
+            "column": self.column,
             "weights": self.weights,
             "num_skipped": self.num_skipped,
             "num_infinite": self.num_infinite,
@@ -283,7 +290,8 @@ class PerplexityLandscape:
             raise ValueError(f"the landscape has {d['bins_per_nat']} bins per nat, this version uses {BINS_PER_NAT}.")
         sums = np.stack([np.array(d[name], dtype=float) for name in _SUMS], axis=1)
         bins = np.array(d["bins"], dtype=np.int64)
-        return cls(bins, sums, d["weights"], d["num_skipped"], d["num_infinite"], d["model"])
+        column = d.get("column", "perplexity")  # older files do not say
+        return cls(bins, sums, d["weights"], d["num_skipped"], d["num_infinite"], d["model"], column)
 
     def save(self, path: str | os.PathLike) -> None:
         save_json(path, self.to_dict(), kind="landscape", version=_SCHEMA_VERSION)
@@ -296,12 +304,12 @@ class PerplexityLandscape:
         return (
             f"PerplexityLandscape(mu={self.mu:.4g}, sigma={self.sigma:.4g}, log_mu={self.log_mu:.4g}, "
             f"log_sigma={self.log_sigma:.4g}, num_chunks={self.num_chunks}, num_tokens={self.num_tokens}, "
-            f"model={self.model!r})"
+            f"model={self.model!r}, column={self.column!r})"
         )
 
 
 def _centres(bins: np.ndarray) -> np.ndarray:
-    """ln(perplexity) in the middle of each bin."""
+    """ln(score) in the middle of each bin."""
     return (bins + 0.5) / BINS_PER_NAT
 
 

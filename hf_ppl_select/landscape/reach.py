@@ -21,8 +21,9 @@ class AttainableRegion:
     Attributes:
         mu: `(n,)` rising grid of attainable means; one point when the budget is the whole corpus.
         sigma_min, sigma_max: `(n,)` smallest and largest standard deviation at each mean.
-        space: `"linear"` (perplexity) or `"log"` (nll, nats).
+        space: `"linear"` (of the score) or `"log"` (of its logarithm, nats).
         budget: the size of the subsets in tokens.
+        column: the score.
     """
 
     mu: np.ndarray
@@ -30,6 +31,7 @@ class AttainableRegion:
     sigma_max: np.ndarray
     space: Space
     budget: float
+    column: str = "perplexity"
 
     def sigma_bounds(self, mu: Any) -> tuple[Any, Any]:
         """`(smallest, largest)` sigma at each mean; NaN where the mean is out of reach."""
@@ -64,7 +66,13 @@ class AttainableRegion:
 
 
 def attainable_region(
-    values: Any, budget: float, tokens: Any = 1.0, votes: Any = 1.0, stds: Any = 0.0, space: Space = "linear"
+    values: Any,
+    budget: float,
+    tokens: Any = 1.0,
+    votes: Any = 1.0,
+    stds: Any = 0.0,
+    space: Space = "linear",
+    column: str = "perplexity",
 ) -> AttainableRegion:
     """The (mu, sigma) of what is taken of a corpus by value alone, `budget` tokens of it.
 
@@ -74,12 +82,12 @@ def attainable_region(
     which they slide, the second moment is linear in the mean. Chunks at the ends may count in part.
 
     Args:
-        values: `(n,)` perplexities (`space="linear"`) or nll per token (`space="log"`), or means of like chunks.
+        values: `(n,)` scores (`space="linear"`) or their logarithms (`space="log"`), or means of like chunks.
         budget: tokens of a subset; at most all.
         tokens: `(n,)` or one number for all: tokens of each value.
         votes: `(n,)` or one number: how much each value counts in the moments.
         stds: `(n,)` or one number: standard deviation among the chunks that a value stands for.
-        space: what the values are.
+        space, column: what the values are.
     """
     check_space(space)
     values = np.asarray(values, dtype=float).reshape(-1)
@@ -110,7 +118,12 @@ def attainable_region(
     mean = mean[np.diff(mean * scale + shift, prepend=-np.inf) > 0]
     sigma_min = np.sqrt(np.maximum(np.interp(mean, low_1, low_2) - mean**2, 0.0))
     sigma_max = np.sqrt(np.maximum(np.interp(mean, high_1, high_2) - mean**2, sigma_min**2))
-    return AttainableRegion(mean * scale + shift, sigma_min * scale, sigma_max * scale, space, budget)
+    return AttainableRegion(mean * scale + shift, sigma_min * scale, sigma_max * scale, space, budget, column)
+
+
+def log_name(column: str) -> str:
+    """What a score's logarithm is called; it is in nats."""
+    return "nll" if column == "perplexity" else f"ln({column})"
 
 
 def check_space(space: str) -> None:
@@ -130,7 +143,7 @@ def check_budget(num_tokens: Any, available: float, note: str = "") -> None:
 
 def out_of_reach(region: AttainableRegion, mu: float, sigma: float) -> str:
     """The error about a target that no subset has: what subsets reach."""
-    what = "perplexity" if region.space == "linear" else "nll"
+    what = region.column if region.space == "linear" else log_name(region.column)
     means = f"mu reaches from {region.mu[0]:.4g} to {region.mu[-1]:.4g}"
     low, high = region.sigma_bounds(mu)
     at_mu = f"sigma from {low:.4g} to {high:.4g} at mu {mu:.4g}" if np.isfinite(low) else "so that mu is out of reach"

@@ -10,37 +10,43 @@ from typing import Any
 import numpy as np
 
 from .forms import LAW_FORMS, Space, design_matrix, law_form
-from .points import LawPoints, read_law_points
+from .points import LawPoints, moment_field, read_law_points
 from .solver import solve
 
 
-def compare_scaling_laws(points: Any, *, form: str = "auto", space: str = "auto") -> list[dict[str, Any]]:
-    """Fit every form in every space the points allow, leaving out one run at a time, and the largest num_tokens.
+def compare_scaling_laws(
+    points: Any, *, form: str = "auto", space: str = "auto", column: str = "auto"
+) -> list[dict[str, Any]]:
+    """Fit every form in every space and score column the points allow, leaving out runs, and the largest num_tokens.
 
     All forms are fitted by plain variable projection (least squares on ln(L - E), E >= 0), which leaving a run out
     cannot tip from one vertex to another as it can a Huber fit. Errors are in nats per token, averaged over points.
 
     Args:
         points: what [`read_law_points`] takes.
-        form, space: compare only this form or space.
+        form, space, column: compare only this form, space or score column.
 
     Returns:
-        One dict per form and space, smallest leave-one-run-out error first: `form`, `space`, `num_params` (with E),
-        `r2` (in sample, of the loss), `loo_mae`, `loo_se` (its standard error, over runs), `held_out_d_mae` (of the
-        points at the largest num_tokens, predicted from the others; None where those are too few), `aicc` (on
-        residuals of ln(loss)), `E`, `chosen` (what `form="auto"` takes), and `problem`: None, or why a form could not
-        be compared, its numbers then None.
+        One dict per form, space and column, smallest leave-one-run-out error first: `form`, `space`, `column`,
+        `num_params` (with E), `r2` (in sample, of the loss), `loo_mae`, `loo_se` (its standard error, over runs),
+        `held_out_d_mae` (of the points at the largest num_tokens, predicted from the others; None where those are too
+        few), `aicc` (on residuals of ln(loss)), `E`, `chosen` (what `form="auto"` takes of a column),
+        and `problem`: None, or why a form could not be compared, its numbers then None.
     """
     points = read_law_points(points)
     rows = []
-    for name in LAW_FORMS if form == "auto" else [form]:
-        for where in ("linear", "log") if space == "auto" else [space]:
-            if where == "log" and space == "auto" and not (LAW_FORMS[name].log and points.has_space("log")):
-                continue  # without features both spaces are the same law
-            rows.append(_compare_one(points, name, where))
+    for of in points.scores if column == "auto" else [column]:
+        for name in LAW_FORMS if form == "auto" else [form]:
+            for where in ("linear", "log") if space == "auto" else [space]:
+                again = not law_form(name, where).terms(where) and len(rows)  # no features: the same law everywhere
+                absent = where == "log" and space == "auto" and not points.has_space("log", of)
+                if not (again and "auto" in (space, column)) and not absent:
+                    rows.append(_compare_one(points, name, where, of))
     rows.sort(key=lambda row: (row["problem"] is not None, row["loo_mae"] or 0.0, row["num_params"]))
-    if any(row["problem"] is None for row in rows):
-        choose_form(rows)["chosen"] = True
+    for of in {row["column"] for row in rows}:
+        own = [row for row in rows if row["column"] == of or row["form"] == "data_only"]
+        if any(row["problem"] is None for row in own):
+            choose_form(own)["chosen"] = True
     return rows
 
 
@@ -59,14 +65,14 @@ def choose_form(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return min(close, key=lambda row: (row["num_params"], row["loo_mae"]))
 
 
-def _compare_one(points: LawPoints, form: str, space: Space) -> dict[str, Any]:
+def _compare_one(points: LawPoints, form: str, space: Space, column: str) -> dict[str, Any]:
     form_params, n = law_form(form, space).param_names(space), len(points)
-    row = {"form": form, "space": space, "num_params": len(form_params), "chosen": False}
+    row = {"form": form, "space": space, "column": column, "num_params": len(form_params), "chosen": False}
     row |= dict.fromkeys(("r2", "loo_mae", "loo_se", "held_out_d_mae", "aicc", "E"))
-    row["problem"] = fit_problem(points, form, space)
+    row["problem"] = fit_problem(points, form, space, column)
     if row["problem"]:
         return row
-    X = design_matrix(points, form, space)
+    X = design_matrix(points, form, space, column)
     left_out = np.array([points.run == run for run in points.runs])
     solution = solve(X, points.loss, np.concatenate([np.ones((1, n)), ~left_out]), huber_delta=None)
     if not solution.solvable.all():
@@ -82,33 +88,37 @@ def _compare_one(points: LawPoints, form: str, space: Space) -> dict[str, Any]:
         "r2": float(1 - residual @ residual / np.sum((points.loss - points.loss.mean()) ** 2)),
         "loo_mae": float(error[left_out].mean()),
         "loo_se": float(by_run.std(ddof=1) / np.sqrt(len(by_run))),
-        "held_out_d_mae": _held_out_d_error(points, form, space),
+        "held_out_d_mae": _held_out_d_error(points, form, space, column),
         "aicc": float(n * np.log(log_residual @ log_residual / n) + 2 * k * n / (n - k - 1)) if n > k + 1 else None,
         "E": float(solution.E[0]),
     }
 
 
-def _held_out_d_error(points: LawPoints, form: str, space: Space) -> float | None:
+def _held_out_d_error(points: LawPoints, form: str, space: Space, column: str) -> float | None:
     """Mean absolute error at the largest num_tokens of a law fitted to the others; None where it cannot be."""
     last = points.num_tokens > points.num_tokens.max() / np.sqrt(2)  # chunks are whole: runs end near one count
-    if last.all() or _problem(points.take(~last), form, space):
+    if last.all() or _problem(points.take(~last), form, space, column):
         return None
-    X = design_matrix(points, form, space)
+    X = design_matrix(points, form, space, column)
     predicted = solve(X, points.loss, ~last[None], huber_delta=None).predict(X)[0]
     return float(np.abs(predicted - points.loss)[last].mean())
 
 
-def fit_problem(points: LawPoints, form: str, space: Space) -> str | None:
+def fit_problem(points: LawPoints, form: str, space: Space, column: str) -> str | None:
     """Why a form cannot be fitted to these points and what to add, or None."""
-    return _problem(points, form, space) or _floor_problem(points, form, space)
+    return _problem(points, form, space, column) or _floor_problem(points, form, space)
 
 
-def _problem(points: LawPoints, form: str, space: Space) -> str | None:
+def _problem(points: LawPoints, form: str, space: Space, column: str) -> str | None:
     """Why features and slope cannot be told from these points, or None."""
-    terms, (_, sigma) = law_form(form, space).terms(space), points.moments(space)
+    terms = law_form(form, space).terms(space)
+    try:
+        _, sigma = points.moments(space, column)
+    except ValueError as error:  # some points lack them
+        return str(error)
     zero = np.flatnonzero(sigma <= 0)
     if len(zero) and any(term.needs_sigma for term in terms):
-        field = "sigma" if space == "linear" else "log_sigma"
+        field = moment_field("sigma" if space == "linear" else "log_sigma", column)
         return f"{points.name(zero[0])} has {field} 0, and form {form!r} takes its logarithm; leave the point out."
     num_params, n = len(terms) + 3, len(points)
     if n <= num_params:
@@ -124,7 +134,7 @@ def _problem(points: LawPoints, form: str, space: Space) -> str | None:
     if np.ptp(points.loss) == 0:
         return "loss is the same at every law point, so there is nothing to fit; measure it after training, held out."
     labels = ["num_tokens", *(term.label for term in terms)]
-    columns = design_matrix(points, form, space)[:, 1:]
+    columns = design_matrix(points, form, space, column)[:, 1:]
     for label, column in zip(labels, columns.T, strict=True):
         if np.ptp(column) <= 1e-6 * max(1.0, np.abs(column).max()):
             runs, tokens = "add probe runs where it differs", "evaluate each run at two or more num_tokens"

@@ -27,6 +27,7 @@ def fit_scaling_law(
     space: str = "auto",
     model: str | None = None,
     *,
+    column: str = "perplexity",
     model_revision: str | None = None,
     corpus: str | None = None,
     huber_delta: float | None = HUBER_DELTA,
@@ -38,8 +39,9 @@ def fit_scaling_law(
             log_sigma`.
         form: a name in `LAW_FORMS`, or `"auto"`: of all forms that can be fitted, those whose leave-one-run-out error
             is within one standard error of the smallest, and of these the one with fewest parameters.
-        space: `"linear"` (moments of perplexity), `"log"` (moments of nll) or `"auto"`, chosen along with the form.
-        model: the model the perplexities come from; the law then refuses landscapes of other models.
+        space: `"linear"` (moments of the score), `"log"` (of its logarithm) or `"auto"`, chosen along with the form.
+        column: the score column the law is about, or `"auto"`: of all that the points hold, chosen along too.
+        model: the model the scores come from; the law then refuses landscapes of other models.
         model_revision, corpus: commit of that model, and which corpus the probes were drawn from; kept with the law.
         huber_delta: where the Huber loss of the polish turns from square to linear, on residuals of ln(loss); None for
             no polish: least squares on ln(L - E).
@@ -52,21 +54,22 @@ def fit_scaling_law(
             says in what.
 
     Warns:
-        UserWarning: the moments of perplexity are heavy-tailed (sigma > mu), so a linear-space law rests on a few
+        UserWarning: the moments of the score are heavy-tailed (sigma > mu), so a linear-space law rests on a few
             chunks; the fit did not converge.
     """
     points = read_law_points(points)
-    if form == "auto" or space == "auto":
-        row = choose_form(compare_scaling_laws(points, form=form, space=space))
-        form, space = row["form"], row["space"]
-    if problem := fit_problem(points, form, space):
+    if "auto" in (form, space, column):
+        row = choose_form(compare_scaling_laws(points, form=form, space=space, column=column))
+        form, space, column = row["form"], row["space"], row["column"]
+    if problem := fit_problem(points, form, space, column):
         raise ValueError(problem)
-    X = design_matrix(points, form, space)
-    heavy = np.flatnonzero(points.sigma > points.mu)
+    X = design_matrix(points, form, space, column)
+    mu, sigma = points.moments(space, column)
+    heavy = np.flatnonzero(sigma > mu)
     if space == "linear" and len(heavy) and LAW_FORMS[form].linear:
         warnings.warn(
             f"{len(heavy)} of {len(points)} points are heavy-tailed, first {points.name(heavy[0])} with sigma "
-            f"{points.sigma[heavy[0]]:.4g} > mu {points.mu[heavy[0]]:.4g}: their moments of perplexity rest on a few "
+            f"{sigma[heavy[0]]:.4g} > mu {mu[heavy[0]]:.4g}: their moments of {column} rest on a few "
             "junk chunks. Use space='log'.",
             stacklevel=2,
         )
@@ -88,7 +91,7 @@ def fit_scaling_law(
     if not report.converged:
         warnings.warn(f"the fit of form {form!r} in {space} space did not converge.", stacklevel=2)
     params = dict(zip(LAW_FORMS[form].param_names(space), map(float, values), strict=True))
-    return ScalingLaw(form, space, params, report, points, model, model_revision, corpus)
+    return ScalingLaw(form, space, params, report, points, model, model_revision, corpus, column)
 
 
 def bootstrap_law(law: ScalingLaw, num_bootstrap: int = 200, seed: int = 0) -> Solution:
@@ -103,7 +106,7 @@ def bootstrap_law(law: ScalingLaw, num_bootstrap: int = 200, seed: int = 0) -> S
     Raises:
         ValueError: no draw of these runs could be fitted.
     """
-    X = design_matrix(law.points, law.form, law.space)
+    X = design_matrix(law.points, law.form, law.space, law.column)
     run_of = np.unique(law.points.run, return_inverse=True)[1]
     num_runs = len(law.runs)
     needed = X.shape[1] - 1  # a run for each feature of the landscape, and one more

@@ -37,7 +37,7 @@ class Term:
 
 @dataclass(frozen=True)
 class LawForm:
-    """A law's features in each space. In log space mu is m, the mean nll in nats, and sigma is s, its spread."""
+    """A law's features in each space. In log space mu is m, the mean of ln(score) in nats, and sigma its spread s."""
 
     linear: tuple[Term, ...] = ()
     log: tuple[Term, ...] = ()
@@ -61,7 +61,8 @@ class LawForm:
         return np.stack(columns, axis=-1)
 
 
-# m = ln(geometric mean perplexity) stands where ln(mu) stood; s and m stand where sigma and mu stood as plain factors.
+# m = ln(geometric mean of the score) stands where ln(mu) stood; s and m where sigma and mu stood as plain factors. No
+# form takes the logarithm of m, which is 0 or below where a score (a ratio, say) is mostly below 1.
 LAW_FORMS: dict[str, LawForm] = {
     "data_only": LawForm(),
     "no_interaction": LawForm(
@@ -77,9 +78,9 @@ LAW_FORMS: dict[str, LawForm] = {
     "paper": LawForm(
         linear=(
             Term("a0", "ln(mu)", lambda mu, sigma: np.log(mu)),
-            Term("a1", "sigma*ln(mu)", lambda mu, sigma: sigma * np.log(mu), True, "1/perplexity"),
+            Term("a1", "sigma*ln(mu)", lambda mu, sigma: sigma * np.log(mu), True, "1/score"),
             Term("b0", "ln(sigma)", lambda mu, sigma: np.log(sigma), needs_sigma=True),
-            Term("b1", "mu*ln(sigma)", lambda mu, sigma: mu * np.log(sigma), True, "1/perplexity"),
+            Term("b1", "mu*ln(sigma)", lambda mu, sigma: mu * np.log(sigma), True, "1/score"),
         ),
         log=(
             Term("a0", "m", lambda m, s: m, unit="1/nat"),
@@ -111,9 +112,9 @@ def law_form(form: str, space: str) -> LawForm:
     return LAW_FORMS[form]
 
 
-def design_matrix(points: LawPoints, form: str, space: Space) -> np.ndarray:
+def design_matrix(points: LawPoints, form: str, space: Space, column: str = "perplexity") -> np.ndarray:
     """`(n, p)`, a row per law point."""
-    return LAW_FORMS[form].design_matrix(space, *points.moments(space), points.num_tokens)
+    return LAW_FORMS[form].design_matrix(space, *points.moments(space, column), points.num_tokens)
 
 
 class Law(Protocol):
@@ -124,6 +125,7 @@ class Law(Protocol):
 
     form: str
     space: Space
+    column: str
     params: dict[str, float]
     points: LawPoints
     model: str | None

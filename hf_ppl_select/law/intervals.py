@@ -52,7 +52,7 @@ def _parameter_draws(law: Law, num_draws: int, seed: int) -> ParameterDraws:
     if problem := check_intervals(law):
         raise ValueError(problem)
     points = law.points
-    X = law.design_matrix(*points.moments(law.space), points.num_tokens)
+    X = law.design_matrix(*points.moments(law.space, law.column), points.num_tokens)
     run_of = np.unique(points.run, return_inverse=True)[1]
     return draw_posterior(X, points.loss, run_of, num_draws, np.random.default_rng(seed))
 

@@ -33,7 +33,8 @@ class Optimum:
 
     Attributes:
         mu, sigma: its moments, in `space`.
-        space: `"linear"` (perplexity) or `"log"` (nll, nats).
+        space: `"linear"` (of the score) or `"log"` (of its logarithm, nats).
+        column: the score column.
         num_tokens: the budget D.
         loss: predicted held-out loss, nats per token.
         kind: `"interior"`: a minimum of the law itself; `"boundary"`: on the edge of what is attainable, trusted and
@@ -62,6 +63,7 @@ class Optimum:
     mu: float
     sigma: float
     space: Literal["linear", "log"]
+    column: str
     num_tokens: float
     loss: float
     kind: Kind
@@ -179,11 +181,12 @@ def find_optimum(
         seed: of the plausible parameters behind the intervals.
 
     Raises:
-        ValueError: the landscape is of another model, the corpus is smaller than the budget, the probes cover nothing
-            that subsets of this size can reach, or nothing there keeps the general loss below its bound.
+        ValueError: the landscape is of another model or score column, the corpus is smaller than the budget, the
+            probes cover nothing that subsets of this size can reach, or nothing there keeps the general loss below
+            its bound.
     """
     for each in (law, *([] if general_law is None else [general_law])):
-        _check_same_model(each, landscape)
+        check_same_scores(each, landscape)
     bound = _bound(law, general_law, max_general_loss, num_tokens)
     attainable = landscape.attainable_region(num_tokens, law.space)
     random = landscape.moments(law.space)
@@ -214,6 +217,7 @@ def find_optimum(
         mu=float(mu),
         sigma=float(sigma),
         space=law.space,
+        column=law.column,
         num_tokens=num_tokens,
         loss=loss,
         kind=kind,
@@ -233,10 +237,16 @@ def find_optimum(
     )
 
 
-def _check_same_model(law: Law, landscape: PerplexityLandscape) -> None:
+def check_same_scores(law: Law, landscape: PerplexityLandscape) -> None:
+    """ValueError if the landscape is of another score column, or of another model's scores."""
+    if law.column != landscape.column:
+        raise ValueError(
+            f"the law is about {law.column}, the landscape is of {landscape.column}; they do not mix. Take the "
+            f"landscape of column {law.column!r}, or fit a law to the moments of {landscape.column!r}."
+        )
     if law.model and landscape.model and law.model != landscape.model:
         raise ValueError(
-            f"the law was fitted to perplexities of {law.model}, the landscape is of {landscape.model}; they do not "
+            f"the law was fitted to scores of {law.model}, the landscape is of {landscape.model}; they do not "
             "compare. Score the corpus with the law's model, or fit a law to probes of this one."
         )
 

@@ -33,7 +33,7 @@ class ForgettingBound:
 def free_sigma_of(law: Law, landscape: PerplexityLandscape, num_tokens: float) -> FreeSigma | None:
     """For a law without sigma: the sigma to be near to, at each mean; None for other laws.
 
-    It is the spread of the plainest subset with that mean, one that only leans to lower or to higher perplexities, of
+    It is the spread of the plainest subset with that mean, one that only leans to lower or to higher scores, of
     the chunks without outliers; but no more than the corpus's bulk has, judged by its quartiles.
     """
     if any(term.needs_sigma for term in LAW_FORMS[law.form].terms(law.space)):
@@ -121,18 +121,19 @@ def search(
 
 
 def _has_saddle(height: Callable[[Any, Any], np.ndarray], region: SearchRegion) -> bool:
-    """Whether the law has a saddle point inside: a square of a grid in ln(mu), ln(sigma) where both slopes change sign
-    and the curvatures are of a saddle. What kind of stationary point one is does not depend on coordinates.
+    """Whether the law has a saddle point inside: a square of a grid where both slopes change sign and the curvatures
+    are of a saddle. The grid is in ln(sigma), and in linear space ln(mu): kinds do not depend on coordinates.
     """
     mu, sigma = region.grid(401, 2)
-    x, y = (np.linspace(np.log(v.min()), np.log(v.max()), 401) for v in (mu, sigma))
+    mean = np.exp if region.attainable.space == "linear" else np.asarray
+    x, y = (np.linspace(v.min(), v.max(), 401) for v in (np.log(mu) if mean is np.exp else mu, np.log(sigma)))
     if x[0] == x[-1] or y[0] == y[-1]:
         return False
-    f = height(*np.exp(np.meshgrid(x, y, indexing="ij")))
+    f = height(mean(x)[:, None], np.exp(y))
     slopes = np.gradient(f, x, y)
     (xx, xy), (_, yy) = (np.gradient(slope, x, y) for slope in slopes)
     corners = np.stack([[g[:-1, :-1], g[1:, :-1], g[:-1, 1:], g[1:, 1:]] for g in slopes])
     turns = np.all((corners.min(1) <= 0) & (corners.max(1) >= 0), axis=0)
     i, j = np.nonzero(turns & ((xx * yy - xy**2) < 0)[:-1, :-1])
-    low, high = region.sigma_bounds(np.exp(x[i]))
+    low, high = region.sigma_bounds(mean(x[i]))
     return bool(np.any((low <= np.exp(y[j])) & (np.exp(y[j]) <= high)))

@@ -1,8 +1,10 @@
 """The table of law points: what probe runs measured, and what a scaling law is fitted to.
 
 One row is one evaluation of one probe: the run's name, the moments of the landscape of the chunks it had trained on by
-then, how many tokens that was, and the held-out loss. Rows that share a `run` come from one training run and are
-correlated, so everything that estimates an error (leave-one-out, bootstrap) leaves out or draws whole runs.
+then, how many tokens that was, and the held-out loss. The moments of perplexity are called mu, sigma, log_mu and
+log_sigma; those of another score column carry its name, mu_perplexity_ratio and so on. Rows that share a `run` come
+from one training run and are correlated, so everything that estimates an error (leave-one-out, bootstrap) leaves out
+or draws whole runs.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +22,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ..data.saving import write_atomically
+from ..landscape.reach import log_name
 
 Space = Literal["linear", "log"]
 SPACES: tuple[str, ...] = ("linear", "log")
 REQUIRED_FIELDS = ("run", "mu", "sigma", "num_tokens", "loss")
-OPTIONAL_FIELDS = ("log_mu", "log_sigma", "general_loss")
-_POSITIVE = ("mu", "num_tokens", "loss", "log_mu", "general_loss")  # the spreads may be 0: all chunks alike
+MOMENTS = ("mu", "sigma", "log_mu", "log_sigma")
+_ABOVE = {"mu": "more than 0", "sigma": "0 or more", "log_mu": "more than 0", "log_sigma": "0 or more"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +37,18 @@ class LawPoints:
 
     Attributes:
         run: names of the probe runs (str).
-        mu, sigma: mean and standard deviation of perplexity.
-        log_mu, log_sigma: mean and standard deviation of nll per token, in nats; NaN where absent.
         num_tokens: training tokens seen, D.
         loss: held-out domain loss, nats per token.
         general_loss: held-out general loss, nats per token; NaN where absent.
+        scores: by score column the moments `(n, 4)`: mean and standard deviation of the score, then of its logarithm
+            in nats (of nll, where the score is perplexity); NaN where absent.
     """
 
     run: np.ndarray
-    mu: np.ndarray
-    sigma: np.ndarray
-    log_mu: np.ndarray
-    log_sigma: np.ndarray
     num_tokens: np.ndarray
     loss: np.ndarray
     general_loss: np.ndarray
+    scores: dict[str, np.ndarray]
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -62,38 +62,44 @@ class LawPoints:
         """How errors call a row."""
         return f"law point {row} (run {str(self.run[row])!r}, {self.num_tokens[row]:g} tokens)"
 
-    def has_space(self, space: Space) -> bool:
-        """Whether every point carries the moments of `space`."""
-        return space == "linear" or not np.isnan(self.log_mu + self.log_sigma).any()
+    def has_space(self, space: Space, column: str = "perplexity") -> bool:
+        """Whether every point carries the moments of `column` in `space`."""
+        first = 0 if space == "linear" else 2
+        return column in self.scores and not np.isnan(self.scores[column][:, first : first + 2]).any()
 
-    def moments(self, space: Space) -> tuple[np.ndarray, np.ndarray]:
-        """`(mu, sigma)`, each `(n,)`, of perplexity (`"linear"`) or of nll in nats (`"log"`).
+    def moments(self, space: Space, column: str = "perplexity") -> tuple[np.ndarray, np.ndarray]:
+        """`(mu, sigma)`, each `(n,)`, of a score (`"linear"`) or of its logarithm in nats (`"log"`).
 
         Raises:
-            ValueError: log space is asked for and a point lacks `log_mu` or `log_sigma`.
+            ValueError: no point has that column, or some lack its moments in that space.
         """
-        if space == "linear":
-            return self.mu, self.sigma
-        if space != "log":
+        if space not in SPACES:
             raise ValueError(f"space must be 'linear' or 'log', got {space!r}.")
-        for field in ("log_mu", "log_sigma"):
-            missing = np.flatnonzero(np.isnan(getattr(self, field)))
+        if column not in self.scores:
+            raise ValueError(f"the law points have no moments of {column!r}, they have {', '.join(self.scores)}.")
+        for k in (0, 1) if space == "linear" else (2, 3):
+            missing = np.flatnonzero(np.isnan(self.scores[column][:, k]))
             if len(missing):
+                what = column if k < 2 else f"{log_name(column)} (nats)"
                 raise ValueError(
-                    f"{self.name(missing[0])} has no {field!r}, which space='log' needs; "
-                    "add the mean and standard deviation of nll (nats) to every point, or use space='linear'."
+                    f"{self.name(missing[0])} has no {moment_field(MOMENTS[k], column)!r}, which space={space!r} "
+                    f"needs; add the mean and standard deviation of {what} to every point, or fit another space."
                 )
-        return self.log_mu, self.log_sigma
+        return tuple(self.scores[column][:, slice(0, 2) if space == "linear" else slice(2, 4)].T)
 
     def take(self, rows: np.ndarray) -> LawPoints:
         """Some of the points: a mask or row numbers."""
-        return LawPoints(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        scores = {column: moments[rows] for column, moments in self.scores.items()}
+        return LawPoints(self.run[rows], self.num_tokens[rows], self.loss[rows], self.general_loss[rows], scores)
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The points as JSON-able rows; absent optional fields are left out."""
         rows = []
         for i in range(len(self)):
-            row = {field.name: getattr(self, field.name)[i].item() for field in fields(self)}
+            row = {"run": self.run[i].item()}
+            for column, moments in self.scores.items():
+                row |= {moment_field(name, column): value for name, value in zip(MOMENTS, moments[i].tolist())}
+            row |= {name: getattr(self, name)[i].item() for name in ("num_tokens", "loss", "general_loss")}
             row["num_tokens"] = int(row["num_tokens"]) if row["num_tokens"].is_integer() else row["num_tokens"]
             rows.append({name: value for name, value in row.items() if value == value})
         return rows
@@ -105,7 +111,8 @@ def read_law_points(points: Any) -> LawPoints:
     Args:
         points: a list of dicts, a `datasets.Dataset`, the path of a `.jsonl` file, or [`LawPoints`]. Each row holds
             `run`, `mu`, `sigma`, `num_tokens` and `loss`, and optionally `log_mu`, `log_sigma` and `general_loss`;
-            other fields are ignored.
+            moments of other score columns are `mu_NAME`, `sigma_NAME`, `log_mu_NAME`, `log_sigma_NAME`, beside or
+            instead of those of perplexity. Other fields are ignored.
 
     Returns:
         [`LawPoints`], in the order given.
@@ -139,8 +146,30 @@ def read_law_points(points: Any) -> LawPoints:
                 "keep one of them, or give different training runs different names."
             )
         seen[key] = i
-    columns = {name: np.array([row[name] for row in clean], dtype=float) for name in clean[0] if name != "run"}
-    return LawPoints(run=np.array([row["run"] for row in clean]), **columns)
+    numbers = (np.array([row[name] for row in clean], dtype=float) for name in ("num_tokens", "loss", "general_loss"))
+    found = dict.fromkeys(column for row in clean for column in row["scores"])
+    nothing = (math.nan,) * len(MOMENTS)
+    scores = {column: np.array([row["scores"].get(column, nothing) for row in clean]) for column in found}
+    return LawPoints(np.array([row["run"] for row in clean]), *numbers, scores)
+
+
+def moment_field(moment: str, column: str) -> str:
+    """What a law point calls one of [`MOMENTS`] of a score column."""
+    return moment if column == "perplexity" else f"{moment}_{column}"
+
+
+def score_moments(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The moments of chunks as fields of a law point.
+
+    Args:
+        scores: by column, of each chunk `[n]`, above 0.
+    """
+    found = {}
+    for column, values in scores.items():
+        logs = np.log(values)
+        moments = (values.mean(), values.std(), logs.mean(), logs.std())
+        found |= {moment_field(name, column): float(value) for name, value in zip(MOMENTS, moments)}
+    return found
 
 
 def append_law_points(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -191,29 +220,41 @@ def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _validate(row: Any, where: str) -> dict[str, Any]:
-    """One row with exactly the known fields, as str and float."""
+    """One row as str, floats, and its moments by score column."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} is a {type(row).__name__}, not a dict with {', '.join(REQUIRED_FIELDS)}.")
     run = row.get("run")
     if run is None or run == "":
         raise ValueError(f"{where} has no 'run'; name the training run it comes from.")
     where = f"{where} (run {str(run)!r})"
-    clean: dict[str, Any] = {"run": str(run)}
-    for field in (*REQUIRED_FIELDS[1:], *OPTIONAL_FIELDS):
-        value = row.get(field)
-        if value is None:
-            if field in REQUIRED_FIELDS:
-                present = ", ".join(map(str, row))
-                raise ValueError(f"{where} has no {field!r}; it has {present}.")
-            clean[field] = math.nan
-            continue
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
-            raise ValueError(f"{where} has {field} {value!r}, which is not a number.")
-        value = float(value)
-        if not math.isfinite(value):
-            raise ValueError(f"{where} has {field} {value}; leave out points that were not measured or diverged.")
-        if value < 0 or (value == 0 and field in _POSITIVE):
-            bound = "more than 0" if field in _POSITIVE else "0 or more"
-            raise ValueError(f"{where} has {field} {value:g}; it must be {bound}.")
-        clean[field] = value
-    return clean
+    others = [field[len("mu_") :] for field in row if field.startswith("mu_") and row[field] is not None]
+    has_perplexity = not others or row.get("mu") is not None or row.get("sigma") is not None
+    scores = {}
+    for column in (*(["perplexity"] if has_perplexity else []), *others):
+        above = _ABOVE if column == "perplexity" else _ABOVE | {"log_mu": None}  # a ratio's logarithm has either sign
+        scores[column] = tuple(
+            _number(row, moment_field(name, column), where, above[name], required=name in REQUIRED_FIELDS)
+            for name in MOMENTS
+        )
+    numbers = {
+        name: _number(row, name, where, "more than 0", required=name in REQUIRED_FIELDS)
+        for name in ("num_tokens", "loss", "general_loss")
+    }
+    return {"run": str(run), **numbers, "scores": scores}
+
+
+def _number(row: Mapping[str, Any], field: str, where: str, above: str | None, required: bool) -> float:
+    """A finite float, `above` a bound in words; NaN where it is absent and need not be there."""
+    value = row.get(field)
+    if value is None:
+        if required:
+            raise ValueError(f"{where} has no {field!r}; it has {', '.join(map(str, row))}.")
+        return math.nan
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise ValueError(f"{where} has {field} {value!r}, which is not a number.")
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{where} has {field} {value}; leave out points that were not measured or diverged.")
+    if above is not None and (value < 0 or (value == 0 and above == "more than 0")):
+        raise ValueError(f"{where} has {field} {value:g}; it must be {above}.")
+    return value

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data.saving import load_json, save_json
 from ..landscape.landscape import PerplexityLandscape
+from ..landscape.reach import log_name
 from .comparison import compare_scaling_laws
 from .forms import LAW_FORMS, Space, law_form, marginal_gain, tokens_for
 from .intervals import check_intervals, gain_interval, loss_interval, param_intervals
@@ -55,14 +56,15 @@ class ScalingLaw:
 
     Attributes:
         form: a name in [`LAW_FORMS`].
-        space: whether `mu` and `sigma` are moments of perplexity (`"linear"`) or of nll in nats (`"log"`).
+        space: whether `mu` and `sigma` are moments of the score (`"linear"`) or of its logarithm in nats (`"log"`).
         params: by name: `E` (the floor), `Dc` (scale), `aD` (exponent of D), and the form's own; see `units`.
         report: how the fit went.
         points: what it was fitted to; the optimum is trusted within their (mu, sigma), and intervals come from
             refitting them.
-        model: the model the perplexities come from, if told.
+        model: the model the scores come from, if told.
         model_revision: its commit, or the hash of a local folder's weights, if told.
         corpus: which corpus the probes were drawn from (an id, a fingerprint), if told.
+        column: the score column that it is about; landscapes of another one are refused.
     """
 
     form: str
@@ -73,11 +75,13 @@ class ScalingLaw:
     model: str | None = None
     model_revision: str | None = None
     corpus: str | None = None
+    column: str = "perplexity"
 
     @property
     def units(self) -> dict[str, str]:
         """The unit of each parameter; the loss is in nats per token, D in tokens."""
-        return LAW_FORMS[self.form].units(self.space)
+        units = LAW_FORMS[self.form].units(self.space)
+        return {name: unit.replace("score", self.column) for name, unit in units.items()}
 
     @property
     def residual_std(self) -> float:
@@ -103,11 +107,16 @@ class ScalingLaw:
         """[`LawForm.design_matrix`] of this law, with its arguments checked.
 
         Raises:
-            ValueError: mu or num_tokens is not positive, or sigma is not and the form needs ln(sigma).
+            ValueError: num_tokens is not positive, mu is not where it is a mean of scores or of perplexity's nll, or
+                sigma is not and the form needs ln(sigma).
         """
         form = LAW_FORMS[self.form]
-        needs_sigma = any(term.needs_sigma for term in form.terms(self.space))
-        for name, value in (("mu", mu), ("num_tokens", num_tokens), *([("sigma", sigma)] if needs_sigma else [])):
+        positive = [("num_tokens", num_tokens)]
+        if self.space == "linear" or self.column == "perplexity":
+            positive.append(("mu", mu))
+        if any(term.needs_sigma for term in form.terms(self.space)):
+            positive.append(("sigma", sigma))
+        for name, value in positive:
             if not np.all(np.asarray(value, dtype=float) > 0):
                 raise ValueError(f"{name} must be positive, got {value}.")
         return form.design_matrix(self.space, mu, sigma, num_tokens)
@@ -151,7 +160,7 @@ class ScalingLaw:
 
     def held_out_errors(self) -> dict[str, Any]:
         """How well this form predicts what it was not fitted to: its row of [`compare_scaling_laws`]."""
-        return compare_scaling_laws(self.points, form=self.form, space=self.space)[0]
+        return compare_scaling_laws(self.points, form=self.form, space=self.space, column=self.column)[0]
 
     def optimum(self, landscape: PerplexityLandscape, num_tokens: float, **options: Any) -> Optimum:
         """The (mu, sigma) that this law predicts to be best for a corpus and a budget. See [`find_optimum`]."""
@@ -159,12 +168,12 @@ class ScalingLaw:
 
     def to_dict(self) -> dict[str, Any]:
         origin = {"model": self.model, "model_revision": self.model_revision, "corpus": self.corpus}
-        head = {"form": self.form, "space": self.space, **origin, "params": dict(self.params), "units": self.units}
-        return {**head, "report": asdict(self.report), "points": self.points.to_rows()}
+        head = {"form": self.form, "space": self.space, "column": self.column, **origin, "params": dict(self.params)}
+        return {**head, "units": self.units, "report": asdict(self.report), "points": self.points.to_rows()}
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> ScalingLaw:
-        """The reverse of [`to_dict`]; laws saved before `model_revision`, `corpus` and `units` were are read too.
+        """The reverse of [`to_dict`]; laws saved before `column`, `model_revision`, `corpus`, `units` are read too.
 
         Raises:
             ValueError: a part is missing, or is not what this form needs.
@@ -179,7 +188,8 @@ class ScalingLaw:
                 raise ValueError(f"the law has {name} {value!r}, which no fit gives; the file was changed.")
         if set(d["report"]) != {field.name for field in fields(FitReport)}:
             raise ValueError(f"the law's report has {sorted(d['report'])}; save it again with ScalingLaw.save.")
-        params, origin = {name: d["params"][name] for name in names}, (d.get("model_revision"), d.get("corpus"))
+        params = {name: d["params"][name] for name in names}
+        origin = (d.get("model_revision"), d.get("corpus"), d.get("column", "perplexity"))
         points = read_law_points(d["points"])
         return cls(d["form"], d["space"], params, FitReport(**d["report"]), points, d.get("model"), *origin)
 
@@ -222,8 +232,8 @@ class ScalingLaw:
         exponent = f"{math.log(self.params['Dc']):.4g} {-self.params['aD']:+.4g}*ln(D)"
         exponent += "".join(f" {-self.params[term.param]:+.4g}*{term.label}" for term in form.terms(self.space))
         where = {
-            "linear": "mu, sigma: mean and standard deviation of perplexity",
-            "log": "m, s: mean and standard deviation of nll, in nats",
+            "linear": f"mu, sigma: mean and standard deviation of {self.column}",
+            "log": f"m, s: mean and standard deviation of {log_name(self.column)}, in nats",
         }
         low, high = self.num_tokens_range
         lines = [

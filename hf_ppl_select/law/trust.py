@@ -11,6 +11,7 @@ from scipy.spatial import ConvexHull
 
 from ..landscape.reach import AttainableRegion
 from .forms import Law
+from .points import Space
 
 TRUSTED_MARGIN = 0.03  # how far beyond each probe's mu and sigma the law is trusted, as a share of them
 
@@ -37,7 +38,8 @@ class TrustedRegion:
         """Whether inside, within `tolerance` as a share of mu and sigma."""
         mu, sigma = np.asarray(mu, dtype=float), np.asarray(sigma, dtype=float)
         first, last = self.vertices[:, 0].min(), self.vertices[:, 0].max()
-        near = np.where(np.abs(np.clip(mu, first, last) - mu) <= tolerance * np.abs(mu), np.clip(mu, first, last), mu)
+        clipped, size = np.clip(mu, first, last), np.maximum(np.abs(mu), sigma)  # a mean of logarithms may be 0
+        near = np.where(np.abs(clipped - mu) <= tolerance * size, clipped, mu)
         low, high = self.sigma_bounds(near)
         inside = (sigma >= low - tolerance * sigma) & (sigma <= high + tolerance * sigma)
         return bool(inside) if np.ndim(inside) == 0 else inside
@@ -45,13 +47,14 @@ class TrustedRegion:
 
 def trusted_region(law: Law) -> TrustedRegion:
     """Where `law` interpolates its probes rather than extrapolates them."""
-    return hull_of_probes(*law.points.moments(law.space))
+    return hull_of_probes(*law.points.moments(law.space, law.column), law.space)
 
 
-def hull_of_probes(mu: np.ndarray, sigma: np.ndarray) -> TrustedRegion:
+def hull_of_probes(mu: np.ndarray, sigma: np.ndarray, space: Space) -> TrustedRegion:
     """What probes with these moments, each `(n,)`, vouch for."""
+    size = np.maximum(np.abs(mu), sigma) if space == "log" else mu  # a mean of logarithms may be 0
     # A box around each probe rather than the bare point: probes in a row still span an area.
-    reach_mu, reach_sigma = TRUSTED_MARGIN * mu, TRUSTED_MARGIN * np.maximum(sigma, 1e-3 * mu)
+    reach_mu, reach_sigma = TRUSTED_MARGIN * size, TRUSTED_MARGIN * np.maximum(sigma, 1e-3 * size)
     corners = [np.stack([mu + i * reach_mu, sigma + j * reach_sigma], 1) for i in (-1, 1) for j in (-1, 1)]
     hull = ConvexHull(np.concatenate(corners))
     return TrustedRegion(hull.points[hull.vertices], hull.equations)

@@ -43,10 +43,11 @@ def plot_landscape(
     title: str | None = None,
     path: str | os.PathLike,
 ) -> None:
-    """Draw the distribution of perplexity over chunks, on a log axis.
+    """Draw the distribution of a score (perplexity, say) over chunks, on a log axis.
 
-    Above the histogram lie the moments in both spaces: mean and standard deviation of perplexity, and the geometric
-    mean with the factor e^(standard deviation of nll). Lines mark regimes: 10, 50 and 90 % of the corpus lie below.
+    Above the histogram lie the moments in both spaces: mean and standard deviation of the score, and its geometric
+    mean with the factor e^(standard deviation of the logarithm). Lines
+    mark regimes: 10, 50 and 90 % of the corpus lie below.
 
     Args:
         landscape: of the corpus.
@@ -56,14 +57,17 @@ def plot_landscape(
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: `path` does not end in .png, or different models scored corpus and subset.
+        ValueError: `path` does not end in .png, or corpus and subset are of different models or score columns.
     """
     if subset is not None:
         check_same_model("the corpus", landscape.model, "the subset", subset.model)
+        if landscape.column != subset.column:
+            raise ValueError(f"the corpus's landscape is of {landscape.column}, the subset's of {subset.column}.")
     shown = {"corpus": landscape} | ({} if subset is None else {"subset": subset})
     edges = _bin_edges(landscape, subset)
+    about = "Perplexity landscape" if landscape.column == "perplexity" else f"Landscape of {landscape.column}"
     low, high = edges[0], edges[-1]
-    with canvas(path, title or "Perplexity landscape", height=610 + 125 * len(shown)) as figure:
+    with canvas(path, title or about, height=610 + 125 * len(shown)) as figure:
         moments, axes = figure.subplots(2, 1, sharex=True, height_ratios=[1.15 * len(shown), 5])
         axes.set(xscale="log", xlim=(low, high), ylabel="share of chunks in each bin (%)")
         for (name, each), colour in zip(shown.items(), (BLUE, VERMILION)):
@@ -85,7 +89,7 @@ def plot_landscape(
         outside = landscape.num_chunks - int(_binned(landscape, edges).sum())
         beyond = [f"{_count(outside, 'chunk')} beyond this axis"] if outside else []
         beyond += [f"{landscape.num_infinite:,} infinite"] if landscape.num_infinite else []
-        axes.set_xlabel("perplexity of a chunk" + (f" ({', '.join(beyond)})" if beyond else ""))
+        axes.set_xlabel(f"{landscape.column} of a chunk" + (f" ({', '.join(beyond)})" if beyond else ""))
         _draw_moments(moments, shown, low, high)
         label_log_axis(axes.xaxis, low, high)
         figure.legend(loc=LEGEND, ncols=2)
@@ -157,7 +161,7 @@ def plot_predicted_against_measured(law: ScalingLaw, points: Any = None, *, path
         ValueError: `path` does not end in .png, or the points are bad or lack the moments of the law's space.
     """
     points = law.points if points is None else read_law_points(points)
-    mu, sigma = points.moments(law.space)
+    mu, sigma = points.moments(law.space, law.column)
     predicted, held_out = _predict_held_out(law, points)
     no_intervals = check_intervals(law)
     interval = None if no_intervals else law.predict_interval(mu, sigma, points.num_tokens)
@@ -206,12 +210,12 @@ def plot_predicted_against_measured(law: ScalingLaw, points: Any = None, *, path
 
 def _predict_held_out(law: ScalingLaw, points: LawPoints) -> tuple[np.ndarray, np.ndarray]:
     """Predictions, and whether each comes from a fit that has not seen the point's run."""
-    X = law.design_matrix(*points.moments(law.space), points.num_tokens)
+    X = law.design_matrix(*points.moments(law.space, law.column), points.num_tokens)
     predicted, held_out = law.params["E"] + np.exp(X @ law.theta), ~np.isin(points.run, law.runs)
     seen = [run for run in points.runs if run in law.runs]
     if seen:
         own = law.points
-        fitted_to = law.design_matrix(*own.moments(law.space), own.num_tokens)
+        fitted_to = law.design_matrix(*own.moments(law.space, law.column), own.num_tokens)
         refits = solve(fitted_to, own.loss, np.stack([own.run != run for run in seen]), huber_delta=None)
         for run, solvable, refit in zip(seen, refits.solvable, refits.predict(X)):
             if solvable:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..landscape.landscape import AttainableRegion, PerplexityLandscape
+from ..landscape.reach import log_name
 from ..law.optimum import Optimum, TrustedRegion, percent, trusted_region
 from ..law.scaling_law import ScalingLaw
 from .canvas import (
@@ -84,7 +85,11 @@ def plot_law_surface(
         # Pale outside the hull: a frame around the window with the hull as its hole (run round the other way).
         hull = np.concatenate([trusted.vertices, trusted.vertices[:1]])
         (a, c), (b, d) = hull.min(0), hull.max(0)
-        a, b, c, d = min(a, left) / 2, 2 * max(b, right), min(c, bottom) / 2 - (not log_axes) * top, 2 * max(d, top)
+        a, b, c, d = min(a, left), max(b, right), min(c, bottom), max(d, top)
+        if log_axes:
+            a, b, c, d = a / 2, 2 * b, c / 2, 2 * d
+        else:
+            a, b, c, d = 2 * a - b, 2 * b - a, 2 * c - d, 2 * d - c
         frame = [(a, c), (a, d), (b, d), (b, c), (a, c)]
         codes = [Path.MOVETO, *[Path.LINETO] * 4, Path.MOVETO, *[Path.LINETO] * (len(hull) - 1)]
         pale = PathPatch(Path([*frame, *hull], codes), facecolor="white", alpha=0.6, linewidth=0, zorder=2)
@@ -94,13 +99,13 @@ def plot_law_surface(
         axes.plot(*outline.T, color=INK, linewidth=1.3, label="attainable by subsets of this size")
         axes.plot(*hull.T, color=INK, linewidth=1.3, linestyle=DASHES, label="trusted: hull of the probes")
         size = 26 if len(law.points) <= 60 else 9
-        probes = law.points.moments(law.space)
+        probes = law.points.moments(law.space, law.column)
         axes.scatter(*probes, size, "white", edgecolors=INK, linewidths=0.8, zorder=3, label="probe")
         marks = {"edgecolors": "white", "linewidths": 1.0, "zorder": 4, "clip_on": False}
         axes.scatter(*random, 80, INK, marker="s", label="random subset", **marks)
         _draw_plausible(axes, optimum)
         axes.scatter(*best, 260, VERMILION, marker="*", label=f"optimum ({optimum.kind})", **marks)
-        _label_moments(axes, law.space, log_axes)
+        _label_moments(axes, law, log_axes)
         bar = figure.colorbar(filled, ax=axes, label=f"predicted {LOSS}", aspect=30)
         ticks = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(low, high)
         bar.set_ticks(ticks[(ticks >= levels[0]) & (ticks <= levels[-1])])
@@ -151,34 +156,40 @@ def _window(
     far_low, far_high = np.minimum(hull[0], reach[0]), np.maximum(hull[1], reach[1])
     log_axes = attainable.space == "linear" and bool((high / np.maximum(low, 1e-3) > 30).any())
     if log_axes:
-        low, high, far_low, far_high = (np.log(np.maximum(x, 0.1)) for x in (low, high, far_low, far_high))
+        least = np.minimum(0.1, 1e-2 * high)
+        low, high, far_low, far_high = (np.log(np.maximum(x, least)) for x in (low, high, far_low, far_high))
     extent = high - low
     low = low - np.clip(low - far_low + 0.04 * extent, 0.08 * extent, 0.5 * extent)
     high = high + np.clip(far_high - high + 0.04 * extent, 0.08 * extent, 0.5 * extent)
     if log_axes:
         return np.exp(low), np.exp(high), True
-    return np.maximum(low, [1e-2 * high[0], 0.0]), high, False
+    positive = attainable.space == "linear" or attainable.column == "perplexity"
+    return np.maximum(low, [1e-2 * high[0] if positive else -np.inf, 0.0]), high, False
 
 
 def _outline(attainable: AttainableRegion, left: float, right: float, bottom: float) -> np.ndarray:
     """The region as a closed polygon `(n, 2)`, cut off a little outside the window."""
-    first, last = max(attainable.mu[0], left * 0.9), min(attainable.mu[-1], right * 1.1)
-    mu = np.concatenate([np.linspace(first, last, 1001), np.geomspace(first, last, 1001)])
+    beyond = 0.1 * (right - left)
+    first, last = max(attainable.mu[0], left - beyond), min(attainable.mu[-1], right + beyond)
+    mu = np.linspace(first, last, 1001)
+    if first > 0:  # the window may have log axes
+        mu = np.concatenate([mu, np.geomspace(first, last, 1001)])
     mu = np.unique(mu.clip(first, last))
     low, high = (np.maximum(sigma, 0.5 * bottom) for sigma in attainable.sigma_bounds(mu))
     around = np.concatenate([np.stack([mu, high], 1), np.stack([mu, low], 1)[::-1]])
     return np.concatenate([around, around[:1]])
 
 
-def _label_moments(axes: Any, space: str, log_axes: bool) -> None:
-    if space == "linear":
-        axes.set(xlabel="μ: mean perplexity", ylabel="σ: standard deviation of perplexity")
+def _label_moments(axes: Any, law: Any, log_axes: bool) -> None:
+    if law.space == "linear":
+        axes.set(xlabel=f"μ: mean {law.column}", ylabel=f"σ: standard deviation of {law.column}")
         if log_axes:
             label_log_axis(axes.xaxis, *axes.get_xlim())
             label_log_axis(axes.yaxis, *axes.get_ylim())
         return
-    axes.set(xlabel="m: mean nll (nats per token)", ylabel="s: standard deviation of nll (nats per token)")
+    what, unit = log_name(law.column), "nats per token" if law.column == "perplexity" else "nats"
+    axes.set(xlabel=f"m: mean {what} ({unit})", ylabel=f"s: standard deviation of {what} ({unit})")
     ticks = round_numbers(*np.exp(axes.get_xlim()))
     above = axes.secondary_xaxis("top")
     above.set_xticks(np.log(ticks), [short(tick) for tick in ticks])
-    above.set_xlabel("geometric mean perplexity")
+    above.set_xlabel(f"geometric mean {law.column}")

@@ -7,7 +7,7 @@ landscape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,21 +17,24 @@ from ..landscape.cells import Cells
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.maxent import leaning, solve, tilted
 from ..landscape.reach import FAR_OFF, Space, check_budget, check_space
+from ..law.points import score_moments
 
-_NARROWEST = 0.25  # of the widest spread at the same mean: narrower subsets are nearly one perplexity
+_NARROWEST = 0.25  # of the widest spread at the same mean: narrower subsets are nearly one value
 _STEEPEST = 75.0  # lambda of the means farthest out: steeper tilts are steps
 _GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
 class ProbeTarget:
-    """One probe run: select its chunks with `select_subset(..., target=(mu, sigma), space=space, strategy=strategy)`.
+    """One probe run: select its chunks with `select_subset(..., target=(mu, sigma), space=space, column=column,
+    strategy=strategy)`.
 
     Attributes:
         run: its name among the law points: "random", "probe-00", "probe-01", ...
-        mu, sigma: mean and standard deviation of perplexity (space "linear") or of nll (space "log") to aim at.
+        mu, sigma: mean and standard deviation of the score (space "linear") or its logarithm (space "log") to aim at.
         space: what mu and sigma mean.
         strategy: "maxent", or "random" for the run that has the corpus's own moments (pass no target then).
+        column: the score column.
     """
 
     run: str
@@ -39,6 +42,7 @@ class ProbeTarget:
     sigma: float
     space: Space
     strategy: Literal["maxent", "random"] = "maxent"
+    column: str = "perplexity"
 
 
 def design_probes(
@@ -51,8 +55,8 @@ def design_probes(
 ) -> list[ProbeTarget]:
     """Targets that spread over the useful part of what subsets of a corpus can be; the first is a random subset.
 
-    Candidates are what tilts give that lean to lower or higher perplexities, or are a bump, of the chunks without
-    outliers (outside Tukey's fences on nll): no second clump at the other end, and no junk. Useful are means between
+    Candidates are what tilts give that lean to lower or higher scores, or are a bump, of the chunks without outliers
+    (outside Tukey's fences on the logarithm): no second clump at the other end, and no junk. Useful are means between
     the 5 % and 95 % quantiles of these chunks and spreads from a quarter to all of what a subset that only leans has.
     Each next target is the candidate farthest from all earlier ones, starting from the corpus's own moments, with mu
     and sigma rescaled to [0, 1]; and that [`~hf_ppl_select.landscape.maxent.solve`] can select from all chunks, as
@@ -73,13 +77,14 @@ def design_probes(
         raise ValueError(f"num_runs={num_runs}; at least 1 probe is needed, and about 8 to fit a law.")
     check_budget(tokens_per_run, landscape.num_tokens)
     corpus_mu, corpus_sigma = landscape.moments(space)
-    probes = [ProbeTarget("random", corpus_mu, corpus_sigma, space, "random")]
+    column = landscape.column
+    probes = [ProbeTarget("random", corpus_mu, corpus_sigma, space, "random", column)]
     if num_runs == 1:
         return probes
     core = landscape.cells(space, outliers=False)
     number = int(core.counts.sum())
     if not np.ptp(core.mean) + core.std.max() > 1e-9:
-        raise ValueError(f"The perplexities of {number:,} chunks hardly differ: there is nothing to probe.")
+        raise ValueError(f"The {landscape.column} of {number:,} chunks hardly differs: there is nothing to probe.")
     if tokens_per_run > 0.9 * core.tokens.sum():
         raise ValueError(
             f"tokens_per_run={tokens_per_run:,} is most of the corpus, {number:,} chunks of "
@@ -96,7 +101,7 @@ def design_probes(
         if solve(everything, (mu,), (sigma,), np.array([tokens_per_run])).error > FAR_OFF:
             distance[farthest] = 0.0
             continue
-        probes.append(ProbeTarget(f"probe-{len(probes) - 1:02d}", mu, sigma, space))
+        probes.append(ProbeTarget(f"probe-{len(probes) - 1:02d}", mu, sigma, space, column=column))
         distance = np.minimum(distance, np.hypot(*((points - points[farthest]) / extent).T))
     return probes
 
@@ -116,47 +121,45 @@ def _useful(core: Cells, budget: float, rng: np.random.Generator) -> np.ndarray:
     return points[useful]
 
 
-def probe_order(perplexity: Any, seed: int = 0) -> np.ndarray:
+def probe_order(values: Any, seed: int = 0) -> np.ndarray:
     """An order of a subset's rows in which every prefix has about the landscape of the whole.
 
-    A row whose perplexity has rank r comes at the place of `(r * golden ratio + start) mod 1`, start drawn from
-    `seed`: any stretch of the order holds low, middle and high perplexities in their shares, so a prefix's moments
-    are nearer to the whole's than a shuffle's would be. Stretches of 64 rows are then shuffled, so that no batch has
-    a fixed pattern.
+    A row whose score has rank r comes at the place of `(r * golden ratio + start) mod 1`, start drawn from `seed`: any
+    stretch of the order holds low, middle and high scores in their shares, so a prefix's moments are nearer to the
+    whole's than a shuffle's would be. Stretches of 64 rows are then shuffled, so that no batch has a fixed pattern.
 
     Args:
-        perplexity: of the rows of the subset `[n]`.
+        values: scores of the rows of the subset `[n]`.
         seed: another seed, another order.
 
     Returns:
         A permutation `[n]`, for `subset.select(order)`.
     """
-    perplexity = np.asarray(perplexity, dtype=np.float64)
+    values = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    rank = np.empty(len(perplexity))
-    rank[np.argsort(perplexity, kind="stable")] = np.arange(len(perplexity))
+    rank = np.empty(len(values))
+    rank[np.argsort(values, kind="stable")] = np.arange(len(values))
     order = np.argsort((rank * _GOLDEN + rng.random()) % 1.0, kind="stable")
     for start in range(0, len(order), 64):
         rng.shuffle(order[start : start + 64])
     return order
 
 
-def prefix_points(perplexity: Any, num_tokens: Any, ladder: Sequence[float]) -> list[dict[str, float | int]]:
+def prefix_points(scores: Mapping[str, Any], num_tokens: Any, ladder: Sequence[float]) -> list[dict[str, float | int]]:
     """What a run has trained on by each num_tokens of a ladder: the landscape fields of its law points.
 
     Args:
-        perplexity: of the run's rows, in training order `[n]`.
+        scores: by column, of the run's rows in training order `[n]`.
         num_tokens: of the same rows `[n]`.
         ladder: token counts, from the first row's to all rows' together (or less than one chunk more).
 
     Returns:
-        One dict per rung, in the order given: `mu, sigma` (perplexity), `log_mu, log_sigma` (nll, nats), and the
+        One dict per rung, in the order given: the moments of each column, named as law points name them, and the
         `num_tokens` and `num_chunks` of the longest prefix within the rung.
 
     Raises:
         ValueError: a rung outside the run.
     """
-    perplexity = np.asarray(perplexity, dtype=np.float64)
     tokens = np.asarray(num_tokens, dtype=np.int64)
     seen, longest = np.cumsum(tokens), int(tokens.max())  # a run may end up to one chunk short of its budget
     points = []
@@ -166,11 +169,6 @@ def prefix_points(perplexity: Any, num_tokens: Any, ladder: Sequence[float]) -> 
             raise ValueError(
                 f"num_tokens={rung:,} is outside the run, whose rows hold {seen[0]:,} to {seen[-1]:,} tokens."
             )
-        prefix = perplexity[:length]
-        nll = np.log(prefix)
-        moments = {"mu": prefix.mean(), "sigma": prefix.std(), "log_mu": nll.mean(), "log_sigma": nll.std()}
-        points.append(
-            {name: float(value) for name, value in moments.items()}
-            | {"num_tokens": int(seen[length - 1]), "num_chunks": length}
-        )
+        prefix = {column: np.asarray(values, dtype=np.float64)[:length] for column, values in scores.items()}
+        points.append(score_moments(prefix) | {"num_tokens": int(seen[length - 1]), "num_chunks": length})
     return points

@@ -14,6 +14,7 @@ from ..landscape.landscape import PerplexityLandscape
 from ..landscape.reach import Space
 from ..law.forms import LAW_FORMS
 from ..law.intervals import parameter_draws
+from ..law.optimum import check_same_scores
 from ..law.optimum_search import free_sigma_of
 from ..law.scaling_law import ScalingLaw
 from ..law.solver import Solution, refit
@@ -201,6 +202,7 @@ def expected_precision(
     terms = LAW_FORMS[law.form].terms(law.space)
     if not terms:
         raise ValueError(f"a law of form {law.form!r} has no optimum, so there is no precision to expect of it.")
+    check_same_scores(law, landscape)
     if any(probe.space != law.space for probe in probes):
         raise ValueError(f"the law lives in {law.space} space; design the probes in it (space={law.space!r}).")
     spare = len(probes) - len(terms) - 1
@@ -219,7 +221,7 @@ def expected_precision(
     fits = refit(X, truth.predict(X)[0] * np.exp(disturbance), truth)
 
     attainable = landscape.attainable_region(num_tokens, law.space)
-    region = SearchRegion.of(attainable, hull_of_probes(mus, sigmas))
+    region = SearchRegion.of(attainable, hull_of_probes(mus, sigmas, law.space))
     mu, sigma = region.grid(81, 25, free_sigma_of(law, landscape, num_tokens))
     at = law.design_matrix(mu, sigma, num_tokens)
     loss = truth.predict(at)[0]

@@ -20,15 +20,15 @@ class Candidates:
 
     Attributes:
         rows: their positions in the dataset, rising, int64 `[n]`.
-        perplexity, tokens: of those rows, float64 `[n]`.
+        scores, tokens: of those rows, float64 `[n]`.
         landscape: of those rows.
         dropped: the other rows, counted by the first reason that applies.
         num_rows: of the dataset.
-        sha256: of the columns perplexity and num_tokens of the whole dataset.
+        sha256: of the columns score and num_tokens of the whole dataset.
     """
 
     rows: np.ndarray
-    perplexity: np.ndarray
+    scores: np.ndarray
     tokens: np.ndarray
     landscape: PerplexityLandscape
     dropped: dict[str, int]
@@ -40,11 +40,11 @@ def find_candidates(
     dataset: Any,
     num_tokens: float,
     *,
-    perplexity_column: str = "perplexity",
+    column: str = "perplexity",
     num_tokens_column: str = "num_tokens",
     text_column: str = "text",
-    min_perplexity: float | None = None,
-    max_perplexity: float | None = None,
+    min_score: float | None = None,
+    max_score: float | None = None,
     deduplicate: Deduplicate | None = None,
     near_threshold: float = NEAR_THRESHOLD,
     model: str | None = None,
@@ -55,28 +55,28 @@ def find_candidates(
         KeyError, TypeError: see [`read_columns`].
         ValueError: guards that leave nothing, or a budget that is not positive or above what there is.
     """
-    check_guards(min_perplexity, max_perplexity)
+    check_guards(min_score, max_score)
     check_deduplicate(deduplicate, near_threshold)
-    perplexity, tokens = read_columns(dataset, perplexity_column, num_tokens_column)
-    digest = hash_columns(perplexity, tokens)
-    landscape = PerplexityLandscape.from_values(perplexity, tokens, model=model)
+    scores, tokens = read_columns(dataset, column, num_tokens_column)
+    digest = hash_columns(scores, tokens)
+    landscape = PerplexityLandscape.from_values(scores, tokens, model=model, column=column)
     check_budget(num_tokens, landscape.num_tokens)
-    dropped = {"no_perplexity": landscape.num_skipped, "infinite_perplexity": landscape.num_infinite}
-    inside = np.isfinite(perplexity) & (tokens > 0)
+    dropped = {"no_score": landscape.num_skipped, "infinite_score": landscape.num_infinite}
+    inside = np.isfinite(scores) & (tokens > 0)
 
     def drop(reason: str, which: np.ndarray) -> None:
         nonlocal inside
         dropped[reason] = int((inside & which).sum())
         inside &= ~which
 
-    if min_perplexity is not None:
-        drop("below_min_perplexity", perplexity < min_perplexity)
-    if max_perplexity is not None:
-        drop("above_max_perplexity", perplexity > max_perplexity)
+    if min_score is not None:
+        drop("below_min_score", scores < min_score)
+    if max_score is not None:
+        drop("above_max_score", scores > max_score)
     if not inside.any():
         raise ValueError(
-            f"No chunk has a perplexity between min_perplexity={min_perplexity} and max_perplexity={max_perplexity}; "
-            f"they lie between {np.nanmin(perplexity):.4g} and {np.nanmax(perplexity):.4g}."
+            f"No chunk has a {column} between min_score={min_score} and max_score={max_score}; "
+            f"they lie between {np.nanmin(scores):.4g} and {np.nanmax(scores):.4g}."
         )
     shortest = tokens[inside].min()
     drop("longer_than_budget", tokens > num_tokens)
@@ -88,24 +88,22 @@ def find_candidates(
         dropped["near_duplicate" if deduplicate == "near" else "duplicate"] = int(repeats.sum())
         rows = rows[~repeats]
     everything = len(rows) == landscape.num_chunks
-    perplexity, tokens = perplexity[rows], tokens[rows]
+    scores, tokens = scores[rows], tokens[rows]
     if not everything:
-        landscape = PerplexityLandscape.from_values(perplexity, tokens, model=model)
+        landscape = PerplexityLandscape.from_values(scores, tokens, model=model, column=column)
         counts = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items() if number)
         check_budget(num_tokens, landscape.num_tokens, f" (dropped rows: {counts})")
-    return Candidates(rows.astype(np.int64), perplexity, tokens, landscape, dropped, len(inside), digest)
+    return Candidates(rows.astype(np.int64), scores, tokens, landscape, dropped, len(inside), digest)
 
 
-def check_guards(min_perplexity: float | None, max_perplexity: float | None) -> None:
-    for name, guard in (("min_perplexity", min_perplexity), ("max_perplexity", max_perplexity)):
+def check_guards(min_score: float | None, max_score: float | None) -> None:
+    for name, guard in (("min_score", min_score), ("max_score", max_score)):
         if guard is not None and not isinstance(guard, Real):
             raise TypeError(f"{name}={guard!r} must be a number.")
-    low, high = (-np.inf if min_perplexity is None else min_perplexity, max_perplexity)
+    low, high = (-np.inf if min_score is None else min_score, max_score)
     high = np.inf if high is None else high
     if not low <= high:  # also NaN
-        raise ValueError(
-            f"min_perplexity={min_perplexity} and max_perplexity={max_perplexity} leave nothing between them."
-        )
+        raise ValueError(f"min_score={min_score} and max_score={max_score} leave nothing between them.")
 
 
 def hash_columns(*columns: np.ndarray) -> str:
@@ -136,7 +134,7 @@ def read_columns(dataset: Any, *names: str) -> tuple[np.ndarray, ...]:
         if name not in present:
             raise KeyError(
                 f"The dataset has no column {name!r}, it has {', '.join(present) or 'none'}; run "
-                "dataset.map(score_ppl, batched=True) first, or pass perplexity_column= or num_tokens_column=."
+                "dataset.map(score_ppl, batched=True) first, or pass column= or num_tokens_column=."
             )
     if hasattr(dataset, "select_columns"):
         table = dataset.select_columns(list(names)).with_format("arrow")[:]

@@ -54,7 +54,7 @@ class Choice:
     ) -> None:
         self.candidates, self.tokens, self.budget = candidates, candidates.tokens, budget
         self.space, self.strategy, self.seed, self.law, self.groups = space, strategy, seed, law, groups
-        self.values = np.log(candidates.perplexity) if space == "log" else candidates.perplexity
+        self.values = np.log(candidates.scores) if space == "log" else candidates.scores
         self.split: GroupBudgets | None = None
         self._tilts: dict[tuple[float, float], Tilt] = {}
         if groups is not None:
@@ -120,7 +120,7 @@ class Choice:
         """What was chosen of each group; None without groups."""
         if self.groups is None:
             return None
-        return describe_groups(self.groups, self.candidates.perplexity, self.tokens, chosen, self.budgets)
+        return describe_groups(self.groups, self.candidates.scores, self.tokens, chosen, self.budgets)
 
     def _fill(self, late: np.ndarray) -> np.ndarray:
         if self.groups is None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.saving import load_json, save_json
 from ..landscape.maxent import Tilt
-from ..landscape.reach import Space
+from ..landscape.reach import Space, log_name
 from ..version import __version__
 from .replay import align_columns
 
@@ -36,16 +36,17 @@ class Selection:
         strategy: how they were chosen.
         seed: the seed; all that is random depends on it.
         space: what mu and sigma of the target mean.
+        column: the score column.
         target: (mu, sigma) aimed at; None for random, low, high, middle.
         budget: tokens asked for, replay included.
         num_tokens: tokens chosen from the dataset: with the replay's at most the budget, and less than one chunk
             below it.
         num_chunks: rows chosen from the dataset.
-        achieved: mu, sigma (of perplexity), log_mu, log_sigma (of nll), lowest_perplexity and highest_perplexity of
+        achieved: mu, sigma (of the score), log_mu, log_sigma (of its logarithm), lowest_score and highest_score of
             the rows chosen from the dataset.
         corpus: mu, sigma, log_mu, log_sigma, num_chunks, num_tokens of the rows that could be chosen.
         dropped: rows that could not be chosen, counted by reason.
-        regimes: for each decile of the perplexities that could be chosen: lowest and highest perplexity, and chunks
+        regimes: for each decile of the scores that could be chosen: lowest and highest score, and chunks
             and tokens chosen.
         groups: for each group its budget, what could be chosen and what was; None without groups.
         replay: share, num_chunks and num_tokens of the replay; None without.
@@ -59,15 +60,16 @@ class Selection:
             without a law.
         random_loss: the law's loss for a random subset of the same size.
         predicted_trusted, random_trusted: whether the law's probes cover those landscapes; if not, it extrapolates.
-        law: form, space, model and parameters of the law.
+        law: form, space, column, model and parameters of the law.
         options: what was asked for, to ask for it again.
-        inputs: num_rows of the dataset and the SHA-256 of its perplexities and tokens; the same of the replay's.
+        inputs: num_rows of the dataset and the SHA-256 of its scores and tokens; the same of the replay's.
     """
 
     indices: np.ndarray
     strategy: str
     seed: int
     space: Space
+    column: str
     target: tuple[float, float] | None
     budget: float
     num_tokens: int
@@ -147,9 +149,9 @@ class Selection:
 
 def summarize(report: Mapping[str, Any]) -> str:
     """What was aimed at, what was reached and what the law predicts, in a few lines."""
-    names, unit = (
-        (("log_mu", "log_sigma"), "nll (nats)") if report["space"] == "log" else (("mu", "sigma"), "perplexity")
-    )
+    names, unit = ("mu", "sigma"), report["column"]
+    if report["space"] == "log":
+        names, unit = ("log_mu", "log_sigma"), f"{log_name(report['column'])} (nats)"
     lines = [
         f"Selected {report['num_chunks']:,} of {report['corpus']['num_chunks']:,} chunks, {report['num_tokens']:,} of "
         f"{report['budget']:,} tokens asked for (strategy {report['strategy']}, seed {report['seed']})."
@@ -191,18 +193,23 @@ def _hash_rows(rows: np.ndarray) -> str:
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
 
 
-def describe_moments(perplexity: np.ndarray) -> dict[str, float]:
-    """`Selection.achieved` of chosen perplexities."""
-    nll = np.log(perplexity)
-    numbers = (perplexity.mean(), perplexity.std(), nll.mean(), nll.std(), perplexity.min(), perplexity.max())
-    names = ("mu", "sigma", "log_mu", "log_sigma", "lowest_perplexity", "highest_perplexity")
+def describe_law(law: Any) -> dict[str, Any]:
+    """`Selection.law`."""
+    return {name: getattr(law, name) for name in ("form", "space", "column", "model")} | {"params": dict(law.params)}
+
+
+def describe_moments(scores: np.ndarray) -> dict[str, float]:
+    """`Selection.achieved` of chosen scores."""
+    logs = np.log(scores)
+    numbers = (scores.mean(), scores.std(), logs.mean(), logs.std(), scores.min(), scores.max())
+    names = ("mu", "sigma", "log_mu", "log_sigma", "lowest_score", "highest_score")
     return {name: float(number) for name, number in zip(names, numbers)}
 
 
-def describe_regimes(perplexity: np.ndarray, tokens: np.ndarray, chosen: np.ndarray) -> list[dict[str, float]]:
-    """`Selection.regimes`: what was chosen of each decile of the perplexities; a value on an edge is in the lower."""
-    edges = np.quantile(perplexity, np.linspace(0, 1, 11))
-    place = np.clip(np.searchsorted(edges, perplexity[chosen], side="left") - 1, 0, 9)
+def describe_regimes(scores: np.ndarray, tokens: np.ndarray, chosen: np.ndarray) -> list[dict[str, float]]:
+    """`Selection.regimes`: what was chosen of each decile of the scores; a value on an edge is in the lower."""
+    edges = np.quantile(scores, np.linspace(0, 1, 11))
+    place = np.clip(np.searchsorted(edges, scores[chosen], side="left") - 1, 0, 9)
     counts, sums = np.bincount(place, minlength=10), np.bincount(place, tokens[chosen], minlength=10)
     return [
         {"low": float(low), "high": float(high), "num_chunks": int(number), "num_tokens": int(total)}
@@ -211,7 +218,7 @@ def describe_regimes(perplexity: np.ndarray, tokens: np.ndarray, chosen: np.ndar
 
 
 def describe_groups(
-    groups: Groups, perplexity: np.ndarray, tokens: np.ndarray, chosen: np.ndarray, budgets: np.ndarray
+    groups: Groups, scores: np.ndarray, tokens: np.ndarray, chosen: np.ndarray, budgets: np.ndarray
 ) -> list[dict[str, Any]]:
     """`Selection.groups`."""
     of_chosen = groups.take(chosen)
@@ -223,8 +230,8 @@ def describe_groups(
         "num_chunks": of_chosen.sum(ones[chosen]),
         "num_tokens": of_chosen.sum(tokens[chosen]),
     }
-    mean = of_chosen.sum(perplexity[chosen]) / np.maximum(columns["num_chunks"], 1)
-    deviation = of_chosen.sum((perplexity[chosen] - mean[of_chosen.codes]) ** 2) / np.maximum(columns["num_chunks"], 1)
+    mean = of_chosen.sum(scores[chosen]) / np.maximum(columns["num_chunks"], 1)
+    deviation = of_chosen.sum((scores[chosen] - mean[of_chosen.codes]) ** 2) / np.maximum(columns["num_chunks"], 1)
     described = []
     for k, name in enumerate(groups.names):
         row = {"group": name} | {column: round(float(values[k])) for column, values in columns.items()}

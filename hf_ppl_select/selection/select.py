@@ -18,7 +18,7 @@ from .choosing import Choice
 from .duplicates import NEAR_THRESHOLD, Deduplicate
 from .groups import Groups
 from .replay import Order, check_order, check_replay, choose_replay, mix_replay, order_chosen
-from .report import Selection, describe_moments, describe_regimes, load_report
+from .report import Selection, describe_law, describe_moments, describe_regimes, load_report
 from .selector import PerplexitySelector
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Strategy = Literal["maxent", "greedy_dos", "regime", "random", "low", "high", "m
 STRATEGIES_WITH_TARGET = ("maxent", "greedy_dos", "regime")
 STRATEGIES = (*STRATEGIES_WITH_TARGET, "random", "low", "high", "middle")
 _CANDIDATE_OPTIONS = (
-    *("perplexity_column", "num_tokens_column", "text_column", "min_perplexity", "max_perplexity"),
+    *("column", "num_tokens_column", "text_column", "min_score", "max_score"),
     *("deduplicate", "near_threshold", "model"),
 )
 
@@ -79,14 +79,14 @@ def plan_selection(
     min_group_tokens: float | Mapping[Any, float] | None = None,
     deduplicate: Deduplicate | None = None,
     near_threshold: float = NEAR_THRESHOLD,
-    min_perplexity: float | None = None,
-    max_perplexity: float | None = None,
+    min_score: float | None = None,
+    max_score: float | None = None,
     replay: float = 0.0,
     replay_dataset: Any = None,
     order: Order = "dataset",
     model: str | None = None,
     text_column: str = "text",
-    perplexity_column: str = "perplexity",
+    column: str | None = None,
     num_tokens_column: str = "num_tokens",
 ) -> Selection:
     """Choose rows whose tokens fill `num_tokens`, never above it and less than one chunk below.
@@ -94,9 +94,9 @@ def plan_selection(
     Strategies:
         - "maxent" (default): the most diverse subset with the target's mean and standard deviation.
         - "greedy_dos": the paper's greedy distance-to-optimum selection. It meets the target with two clumps.
-        - "regime": one interval of perplexity; of all that fill the budget the one with the least predicted loss, or
+        - "regime": one interval of scores; of all that fill the budget the one with the least predicted loss, or
           with moments nearest to an explicit target.
-        - "random", "low", "high", "middle": drawn by the seed; the lowest perplexities; the highest; those around the
+        - "random", "low", "high", "middle": drawn by the seed; the lowest scores; the highest; those around the
           median.
 
     Args:
@@ -104,7 +104,7 @@ def plan_selection(
         num_tokens: the budget, in tokens.
         law: aim at this law's optimum for the corpus and budget. With random, low, high, middle it only predicts.
         target: aim at this `(mu, sigma)` instead.
-        space: "linear" (moments of perplexity) or "log" (of nll, nats); the law's own, "linear" with a target.
+        space: "linear" (moments of the score) or "log" (of its logarithm, nats); the law's, "linear" with a target.
         strategy: see above; the first three need a law or a target.
         seed: all randomness comes from it.
         group_by: a column (texts, integers or bools); each of its values gets a share of the budget in proportion to
@@ -116,15 +116,16 @@ def plan_selection(
         deduplicate: "exact", "normalized" or "near": rows whose text repeats an earlier one's are dropped; see
             [`~hf_ppl_select.selection.duplicates.find_duplicates`].
         near_threshold: of "near", the least Jaccard similarity.
-        min_perplexity, max_perplexity: guards; rows outside are dropped.
+        min_score, max_score: guards; rows outside are dropped.
         replay: share of the budget for rows of `replay_dataset`, drawn by the seed, against forgetting. They come
             evenly mixed in. Moments, groups and losses are those of the other rows.
         replay_dataset: general-domain rows with the dataset's columns; of them only `num_tokens` is read here.
         order: "dataset" (default), "easy_to_hard" or "hard_to_easy" (by perplexity), or "shuffled" by the seed.
         model: that scored the dataset; a law for another one is refused.
         text_column: what `deduplicate` compares.
-        perplexity_column, num_tokens_column: what the scorer wrote. Rows without perplexity, with an infinite one, or
-            with more tokens than the budget are dropped and counted.
+        column: the score: the law's own, or perplexity. Any column of positive numbers will do without a law.
+        num_tokens_column: tokens of each chunk. Rows without a score, with an infinite one, or with more tokens than
+            the budget are dropped and counted.
 
     Raises:
         KeyError: a column or a group is missing.
@@ -133,6 +134,7 @@ def plan_selection(
         ImportError: `deduplicate="near"` without datasketch.
     """
     options = {name: value for name, value in locals().items() if name not in ("dataset", "law", "replay_dataset")}
+    options["column"] = column or (law.column if law is not None else "perplexity")
     return _plan(dataset, law, replay_dataset, options)
 
 
@@ -224,8 +226,8 @@ def _plan(
                 choice.check(*target)
     chosen, tilt = choice.choose(target)
 
-    perplexity, tokens = candidates.perplexity, candidates.tokens
-    achieved = describe_moments(perplexity[chosen])
+    scores, tokens = candidates.scores, candidates.tokens
+    achieved = describe_moments(scores[chosen])
     mu, sigma = (achieved[name] for name in (("mu", "sigma") if space == "linear" else ("log_mu", "log_sigma")))
     if tilt is not None and tilt.off(choice.values[chosen, None]) > 1:
         warnings.warn(
@@ -239,10 +241,11 @@ def _plan(
     if replay is not None:
         replay_rows, is_replay = mix_replay(replay_rows, len(chosen), order, seed)
     return Selection(
-        indices=candidates.rows[chosen[order_chosen(perplexity[chosen], order, seed)]],
+        indices=candidates.rows[chosen[order_chosen(scores[chosen], order, seed)]],
         strategy=strategy,
         seed=seed,
         space=space,
+        column=options["column"],
         target=target,
         budget=num_tokens,
         num_tokens=kept_tokens,
@@ -250,7 +253,7 @@ def _plan(
         achieved=achieved,
         corpus={name: getattr(candidates.landscape, name) for name in names},
         dropped=candidates.dropped,
-        regimes=describe_regimes(perplexity, tokens, chosen),
+        regimes=describe_regimes(scores, tokens, chosen),
         groups=choice.describe(chosen),
         replay=replay,
         replay_indices=replay_rows,
@@ -259,7 +262,7 @@ def _plan(
         projected=projected,
         maxent=tilt if groups is None else None,
         optimum=optimum,
-        law=law and {"form": law.form, "space": law.space, "model": law.model, "params": dict(law.params)},
+        law=law and describe_law(law),
         options={
             name: list(value.items()) if isinstance(value, Mapping) else value for name, value in options.items()
         },
@@ -282,11 +285,13 @@ def _check_options(law: Any, options: Mapping[str, Any]) -> Space:
         raise ValueError(f"target={target!r} is not a pair (mu, sigma).")
     if space is not None:
         check_space(space)
+    if law is not None and options["column"] != law.column:
+        raise ValueError(f"column={options['column']!r}, but the law is about {law.column!r}; leave column out.")
     if law is not None and space not in (None, law.space):
         raise ValueError(f"space={space!r}, but the law lives in {law.space!r} space; leave space out.")
     if law is not None and law.model and options["model"] and law.model != options["model"]:
         raise ValueError(
-            f"the law is for perplexities of {law.model}, but {options['model']} scored the dataset; they do not "
+            f"the law is for scores of {law.model}, but {options['model']} scored the dataset; they do not "
             "compare. Score it with the law's model, or leave model out if both are names of one model."
         )
     if options["seed"] < 0:
@@ -300,7 +305,7 @@ def _check_options(law: Any, options: Mapping[str, Any]) -> Space:
 
 def _predict(name: str, law: ScalingLaw | None, mu: float, sigma: float, num_tokens: int) -> dict[str, Any]:
     """Nothing without a law, nor for one chunk, whose spread of 0 no law takes."""
-    if law is None or not (mu > 0 and sigma > 0):
+    if law is None or not sigma > 0:
         return {}
     from ..law.optimum import trusted_region
 

@@ -25,24 +25,24 @@ _NEVER = 2.0**-53  # no hash is needed to drop a row of a smaller probability
 
 @dataclass(frozen=True)
 class PerplexitySelector:
-    """A stateless filter that keeps a row with probability `w(perplexity)`, decided by a seeded hash of its text.
+    """A stateless filter that keeps a row with probability `w(score)`, decided by a seeded hash of its text.
 
-    `w = sigmoid(l + lambda_1 z + lambda_2 (z^2 - 1))` with `z = (x - centre) / scale`, where x is perplexity or, in
-    log space, its logarithm (nll): see [`~hf_ppl_select.landscape.maxent`]. The same row is kept or not in any
+    `w = sigmoid(l + lambda_1 z + lambda_2 (z^2 - 1))` with `z = (x - centre) / scale`, where x is the score or, in
+    log space, its logarithm: see [`~hf_ppl_select.landscape.maxent`]. The same row is kept or not in any
     process, batch, shard or order. Rows whose keys are equal share one fate, so remove duplicates first. Rows without
-    a finite perplexity are never kept.
+    a finite score are never kept.
 
     Attributes:
         lambdas: the three numbers (l, lambda_1, lambda_2).
         centre, scale: mu and sigma of the target.
-        space: "linear" (x = perplexity) or "log" (x = nll, nats).
+        space: "linear" (x = score) or "log" (x = its logarithm, nats).
         seed: another seed keeps other rows of the same landscape.
-        perplexity_column: the column that holds perplexity.
+        column: the score: perplexity, or another column of positive numbers.
         key_column: the column that is hashed: text, or an id. Whole numbers are mixed many at once (splitmix64, some
             10 ns a row), texts one at a time (keyed BLAKE2b, some 2 us for 600 bytes); see `row_hash`.
         farthest: rows with |z| above this are never kept: no subset with such moments can hold them. None: no bound.
         expected_num_tokens: tokens it keeps of the corpus it was made for, in expectation; None if unknown.
-        num_tokens_std: standard deviation of that number (chunks of like perplexity counted as equally long).
+        num_tokens_std: standard deviation of that number (chunks of like score counted as equally long).
         expected_mu, expected_sigma: moments of what it keeps, in `space`, in expectation.
         mu_std, sigma_std: standard errors of them, over seeds (to first order: for hundreds of rows kept, and more).
     """
@@ -52,7 +52,7 @@ class PerplexitySelector:
     scale: float
     space: Space = "linear"
     seed: int = 0
-    perplexity_column: str = "perplexity"
+    column: str = "perplexity"
     key_column: str = "text"
     farthest: float | None = None
     expected_num_tokens: float | None = None
@@ -82,16 +82,15 @@ class PerplexitySelector:
         num_tokens: float,
         space: Space = "linear",
         seed: int = 0,
-        perplexity_column: str = "perplexity",
         key_column: str = "text",
     ) -> PerplexitySelector:
         """The maximum-entropy selector of a subset with mean `mu` and standard deviation `sigma`.
 
         Args:
-            mu, sigma: the target, of perplexity (`space="linear"`) or of nll in nats (`space="log"`).
-            landscape: of the corpus to be filtered.
+            mu, sigma: the target, of the score (`space="linear"`) or its logarithm in nats (`space="log"`).
+            landscape: of the corpus to be filtered; its column is the selector's.
             num_tokens: expected tokens to keep.
-            space, seed, perplexity_column, key_column: see the class.
+            space, seed, key_column: see the class.
 
         Raises:
             ValueError: a budget that is not positive or above the corpus, or a target that no such subset has.
@@ -107,7 +106,7 @@ class PerplexitySelector:
             scale=float(sigma),
             space=space,
             seed=seed,
-            perplexity_column=perplexity_column,
+            column=landscape.column,
             key_column=key_column,
             farthest=tilt.farthest,
             expected_num_tokens=tilt.num_tokens,
@@ -120,26 +119,30 @@ class PerplexitySelector:
 
     @classmethod
     def from_law(
-        cls, law: ScalingLaw, landscape: PerplexityLandscape, num_tokens: float, seed: int = 0, **columns: str
+        cls,
+        law: ScalingLaw,
+        landscape: PerplexityLandscape,
+        num_tokens: float,
+        seed: int = 0,
+        key_column: str = "text",
     ) -> PerplexitySelector:
         """The selector of the subset that `law` predicts to be best: its optimum for this corpus and budget.
 
-        An optimum on the very edge of what the corpus can give is moved a little inside. `columns` may name
-        `perplexity_column` and `key_column`.
+        An optimum on the very edge of what the corpus can give is moved a little inside.
         """
         check_budget(num_tokens, landscape.num_tokens)
         optimum = law.optimum(landscape, num_tokens)
         cells = landscape.cells(law.space)
         (mu,), (sigma,) = nearest(cells, (optimum.mu,), (optimum.sigma,), np.array([num_tokens]))
         return cls.from_target(
-            mu, sigma, landscape=landscape, num_tokens=num_tokens, space=law.space, seed=seed, **columns
+            mu, sigma, landscape=landscape, num_tokens=num_tokens, space=law.space, seed=seed, key_column=key_column
         )
 
-    def inclusion_probability(self, perplexity: Any) -> np.ndarray:
-        """w for perplexities of any shape; 0 where perplexity is NaN, infinite or not positive."""
-        perplexity = np.asarray(perplexity, dtype=np.float64)
-        valid = np.isfinite(perplexity) & (perplexity > 0)
-        safe = np.where(valid, perplexity, 1.0)
+    def inclusion_probability(self, scores: Any) -> np.ndarray:
+        """w for scores of any shape; 0 where a score is NaN, infinite or not positive."""
+        scores = np.asarray(scores, dtype=np.float64)
+        valid = np.isfinite(scores) & (scores > 0)
+        safe = np.where(valid, scores, 1.0)
         x = np.log(safe) if self.space == "log" else safe
         level, *lambdas = self.lambdas
         farthest = np.inf if self.farthest is None else self.farthest
@@ -150,31 +153,31 @@ class PerplexitySelector:
         """Decide about one row (a dict) or a batch (a dict of lists): the function for `filter`, batched or not.
 
         Raises:
-            KeyError: the perplexity or key column is missing.
+            KeyError: the score or key column is missing.
             TypeError: a key that cannot be hashed.
         """
-        perplexity, keys = self._column(rows, "perplexity_column"), self._column(rows, "key_column")
-        if not (isinstance(perplexity, (list, tuple)) or getattr(perplexity, "ndim", 0) > 0):
-            return bool(self.keep([perplexity], [keys])[0])
-        return self.keep(perplexity, keys).tolist()
+        scores, keys = self._column(rows, "column"), self._column(rows, "key_column")
+        if not (isinstance(scores, (list, tuple)) or getattr(scores, "ndim", 0) > 0):
+            return bool(self.keep([scores], [keys])[0])
+        return self.keep(scores, keys).tolist()
 
-    def keep(self, perplexity: Any, keys: Any) -> np.ndarray:
+    def keep(self, scores: Any, keys: Any) -> np.ndarray:
         """Decide about columns: bool `[n]`. Arrays of whole-number keys take some 50 ns a row.
 
         Args:
-            perplexity: `[n]`; None, NaN and infinity are never kept.
+            scores: `[n]`; None, NaN and infinity are never kept.
             keys: `[n]`, what the key column holds.
 
         Raises:
             ValueError: the columns differ in length.
             TypeError: a key that cannot be hashed.
         """
-        if len(perplexity) != len(keys):
-            raise ValueError(f"perplexity has {len(perplexity)} values, the keys are {len(keys)}.")
-        kept = np.zeros(len(perplexity), dtype=bool)
+        if len(scores) != len(keys):
+            raise ValueError(f"{self.column} has {len(scores)} values, the keys are {len(keys)}.")
+        kept = np.zeros(len(scores), dtype=bool)
         for start in range(0, len(kept), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            w = self.inclusion_probability(np.array(perplexity[rows], dtype=np.float64))
+            w = self.inclusion_probability(np.array(scores[rows], dtype=np.float64))
             here = w >= 1.0
             open_ = np.flatnonzero((w > _NEVER) & ~here)
             some = keys[rows]
@@ -186,7 +189,7 @@ class PerplexitySelector:
     def _column(self, rows: Any, option: str) -> Any:
         name = getattr(self, option)
         if name not in rows:
-            hint = "run dataset.map(score_ppl, batched=True) first, or name" if option[0] == "p" else "name"
+            hint = "run dataset.map(score_ppl, batched=True) first, or name" if option == "column" else "name"
             raise KeyError(
                 f"The rows have no column {name!r}, they have {sorted(rows)}; {hint} another column with "
                 f"dataclasses.replace(selector, {option}=...)."

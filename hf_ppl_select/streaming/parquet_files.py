@@ -38,16 +38,16 @@ class ParquetFiles:
     Attributes:
         filesystem: of `fsspec`.
         paths: on it, sorted.
-        perplexity_column, num_tokens_column: what the scorer wrote.
-        min_perplexity, max_perplexity: guards; rows outside do not exist for the passes below, but are counted.
+        column, num_tokens_column: the score, and tokens of each chunk.
+        min_score, max_score: guards; rows outside do not exist for the passes below, but are counted.
     """
 
     filesystem: Any
     paths: tuple[str, ...]
-    perplexity_column: str = "perplexity"
+    column: str = "perplexity"
     num_tokens_column: str = "num_tokens"
-    min_perplexity: float | None = None
-    max_perplexity: float | None = None
+    min_score: float | None = None
+    max_score: float | None = None
 
     @classmethod
     def find(cls, name: str, split: str = "train", **options: Any) -> ParquetFiles:
@@ -63,7 +63,7 @@ class ParquetFiles:
         """
         from fsspec.core import url_to_fs
 
-        check_guards(options.get("min_perplexity"), options.get("max_perplexity"))
+        check_guards(options.get("min_score"), options.get("max_score"))
         local = Path(name).expanduser()
         url = str(local.resolve()) if local.exists() else name
         if "://" not in name and not local.exists():
@@ -99,23 +99,26 @@ class ParquetFiles:
 
         Raises:
             KeyError: a file lacks a column.
-            ValueError: no row has a finite perplexity inside the guards.
+            ValueError: no row has a finite score inside the guards.
         """
         landscape, dropped = None, {}
-        columns = (self.perplexity_column, self.num_tokens_column)
+        columns = (self.column, self.num_tokens_column)
         with _bar("Landscape") as bar:
             for index in range(len(self.paths)):
                 for batch in self._batches(index, bar, len(self.paths), columns):
-                    perplexity, tokens = (_numbers(batch, name) for name in columns)
-                    inside = np.ones(len(perplexity), dtype=bool)
-                    for reason, outside in self._outside(perplexity).items():
+                    scores, tokens = (_numbers(batch, name) for name in columns)
+                    inside = np.ones(len(scores), dtype=bool)
+                    for reason, outside in self._outside(scores).items():
                         dropped[reason] = dropped.get(reason, 0) + int((inside & outside).sum())
                         inside &= ~outside
-                    part = PerplexityLandscape._from_arrays(perplexity[inside], tokens[inside], "chunks", model, bar.n)
+                    part = PerplexityLandscape._from_arrays(
+                        scores[inside], tokens[inside], "chunks", model, bar.n, self.column
+                    )
                     landscape = part if landscape is None else landscape.merge(part)
         if landscape is None or not len(landscape.bins):
-            raise ValueError(f"no row of {len(self.paths)} parquet files has a finite perplexity inside the guards.")
-        dropped = {"no_perplexity": landscape.num_skipped, "infinite_perplexity": landscape.num_infinite, **dropped}
+            where = f"{len(self.paths)} parquet files"
+            raise ValueError(f"no row of {where} has a finite {self.column} inside the guards.")
+        dropped = {"no_score": landscape.num_skipped, "infinite_score": landscape.num_infinite, **dropped}
         return landscape, dropped
 
     def write_selected(self, selector: PerplexitySelector, output: ShardedOutput) -> None:
@@ -141,16 +144,16 @@ class ParquetFiles:
         import pyarrow as pa
 
         mask = selector_mask(selector, batch)
-        for outside in self._outside(_numbers(batch, self.perplexity_column)).values():
+        for outside in self._outside(_numbers(batch, self.column)).values():
             mask &= ~outside
         return batch.filter(pa.array(mask))
 
-    def _outside(self, perplexity: np.ndarray) -> dict[str, np.ndarray]:
+    def _outside(self, scores: np.ndarray) -> dict[str, np.ndarray]:
         guards = {}
-        if self.min_perplexity is not None:
-            guards["below_min_perplexity"] = perplexity < self.min_perplexity
-        if self.max_perplexity is not None:
-            guards["above_max_perplexity"] = np.isfinite(perplexity) & (perplexity > self.max_perplexity)
+        if self.min_score is not None:
+            guards["below_min_score"] = scores < self.min_score
+        if self.max_score is not None:
+            guards["above_max_score"] = np.isfinite(scores) & (scores > self.max_score)
         return guards
 
     def _open(self, index: int) -> Any:
@@ -164,7 +167,7 @@ class ParquetFiles:
     ) -> Iterator[pa.RecordBatch]:
         """One file, some rows at a time; the bar counts them, as if all `num_files` were as long as those so far."""
         with self._open(index) as file:
-            needed = (self.perplexity_column, self.num_tokens_column)
+            needed = (self.column, self.num_tokens_column)
             _check_columns(self.paths[index], file.schema_arrow.names, needed)
             bar.files = getattr(bar, "files", 0) + 1
             bar.total = (bar.n + file.metadata.num_rows) * num_files // bar.files
@@ -192,15 +195,15 @@ def selector_mask(selector: PerplexitySelector, batch: pa.RecordBatch | pa.Table
     """
     import pyarrow as pa
 
-    _check_columns("the batch", batch.schema.names, (selector.perplexity_column, selector.key_column))
-    perplexity = _numbers(batch, selector.perplexity_column)
-    mask = selector.inclusion_probability(perplexity) > 0  # of the others no key is read
+    _check_columns("the batch", batch.schema.names, (selector.column, selector.key_column))
+    scores = _numbers(batch, selector.column)
+    mask = selector.inclusion_probability(scores) > 0  # of the others no key is read
     keys = batch.column(selector.key_column).filter(pa.array(mask))
     if pa.types.is_integer(keys.type) and not keys.null_count:
         keys = keys.to_numpy(zero_copy_only=False)
     else:
         keys = keys.to_pylist()
-    mask[mask] = selector.keep(perplexity[mask], keys)
+    mask[mask] = selector.keep(scores[mask], keys)
     return mask
 
 

@@ -13,7 +13,7 @@ from ..data.saving import save_json, write_atomically
 from ..hub.subset_card import subset_card
 from ..hub.subset_folder import check_layout
 from ..landscape.landscape import PerplexityLandscape
-from ..selection.report import SELECTION_VERSION, summarize
+from ..selection.report import SELECTION_VERSION, describe_law, summarize
 from ..selection.selector import PerplexitySelector
 from ..version import __version__
 from .parquet_files import ParquetFiles
@@ -76,6 +76,7 @@ class StreamedSelection:
             "streaming": True,
             "seed": self.selector.seed,
             "space": self.selector.space,
+            "column": self.selector.column,
             "target": [self.selector.centre, self.selector.scale],
             "budget": self.budget,
             "num_tokens": self.kept.num_tokens,
@@ -87,7 +88,7 @@ class StreamedSelection:
             "package_version": __version__,
         }
         if (law := self.law) is not None:
-            report["law"] = {"form": law.form, "space": law.space, "model": law.model, "params": dict(law.params)}
+            report["law"] = describe_law(law)
             for name, landscape in (("predicted_loss", self.kept), ("random_loss", self.corpus)):
                 mu, sigma = landscape.moments(law.space)
                 report[name] = float(law.predict(mu, sigma, self.kept.num_tokens)) if sigma > 0 else None
@@ -159,19 +160,23 @@ def select_stream(
         raise ValueError(f"space={space!r}, but the law lives in {law.space!r} space; leave space out.")
     folder = Path(folder).expanduser().resolve()
     check_layout(folder)
-    files.check_columns(files.perplexity_column, files.num_tokens_column, key_column)
+    files.check_columns(files.column, files.num_tokens_column, key_column)
     corpus, dropped = files.landscape(model)
-    columns = {"perplexity_column": files.perplexity_column, "key_column": key_column}
     if law is not None:
-        selector = PerplexitySelector.from_law(law, corpus, num_tokens, seed, **columns)
+        selector = PerplexitySelector.from_law(law, corpus, num_tokens, seed, key_column)
     else:
         selector = PerplexitySelector.from_target(
-            *target, landscape=corpus, num_tokens=num_tokens, space=space or "linear", seed=seed, **columns
+            *target,
+            landscape=corpus,
+            num_tokens=num_tokens,
+            space=space or "linear",
+            seed=seed,
+            key_column=key_column,
         )
     settings = {
         "selector": {name: value for name, value in asdict(selector).items() if name[0] != "_"},
         "files": [list(entry) for entry in files.describe()],
-        "guards": [files.min_perplexity, files.max_perplexity],
+        "guards": [files.min_score, files.max_score],
     }
     output = ShardedOutput.open(folder, len(files.paths), settings, overwrite=overwrite)
     try:
@@ -184,9 +189,7 @@ def select_stream(
 
     from fsspec.implementations.local import LocalFileSystem
 
-    written = ParquetFiles(
-        LocalFileSystem(), tuple(map(str, output.paths)), files.perplexity_column, files.num_tokens_column
-    )
+    written = ParquetFiles(LocalFileSystem(), tuple(map(str, output.paths)), files.column, files.num_tokens_column)
     kept, _ = written.landscape(model)
     selection = StreamedSelection(selector, corpus, kept, num_tokens, dropped, law)
     for name, part in (("selector", selector), ("selection", selection), ("landscape", corpus), ("law", law)):

@@ -43,7 +43,9 @@ def best_landscape(
     if script_args.max_forgetting is not None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="aD is")  # the general loss rises with D: forgetting
-            options["general_law"] = fit_scaling_law(general_points(rows), space=law.space, model=law.model)
+            options["general_law"] = fit_scaling_law(
+                general_points(rows), space=law.space, model=law.model, column=law.column
+            )
         base = script_args.base_general_loss
         if base is None:
             base = _base_general_loss(script_args, training_args, model_args)

@@ -24,12 +24,17 @@ from hf_ppl_select.data.saving import load_json, save_json
 from hf_ppl_select.law.points import LawPoints, append_law_points, read_law_points
 from hf_ppl_select.probes.design import ProbeTarget, design_probes, prefix_points, probe_order
 from hf_ppl_select.probes.plan import ProbePlan, plan_probes
+from hf_ppl_select.selection.candidates import find_candidates
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import ModelConfig, SFTConfig
 
     from hf_ppl_select import PerplexityLandscape
+
+
+_DRAWS = 16
+SCORES = ("perplexity", "perplexity_ratio", "ngram_ratio", "ifd")  # law points hold those that the chunks have
 
 
 def design_runs(script_args, dataset: Dataset, landscape: PerplexityLandscape, seed: int) -> ProbePlan:
@@ -58,17 +63,18 @@ def check_same_settings(
     """Refuse to add law points to a folder that holds points of other settings: they would not compare.
 
     Returns:
-        What names the corpus: its dataset and a hash of its perplexities.
+        What names the corpus: its dataset and a hash of its scores.
 
     Raises:
         ValueError: naming the settings that changed.
     """
     training = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "seed")
-    perplexities = np.asarray(dataset["perplexity"][:], dtype=np.float64)
+    scores = np.asarray(dataset[script_args.column][:], dtype=np.float64)
     settings = {
         "model": model_args.model_name_or_path,
         "use_peft": model_args.use_peft,
-        "perplexities": hashlib.sha256(perplexities.tobytes()).hexdigest(),
+        "column": script_args.column,
+        "scores": hashlib.sha256(scores.tobytes()).hexdigest(),
         "eval_file": script_args.eval_file,
         "general_eval_file": script_args.general_eval_file,
         "num_tokens": plan.tokens_per_run,
@@ -87,7 +93,7 @@ def check_same_settings(
             )
     else:
         save_json(path, settings, kind="probe_settings", version=1)
-    return f"{script_args.dataset_name} (perplexities sha256:{settings['perplexities'][:16]})"
+    return f"{script_args.dataset_name} ({script_args.column} sha256:{settings['scores'][:16]})"
 
 
 def choose_probes(plan: ProbePlan, dataset: Dataset, seed: int) -> list[tuple[Dataset, list[dict[str, Any]]]]:
@@ -96,13 +102,34 @@ def choose_probes(plan: ProbePlan, dataset: Dataset, seed: int) -> list[tuple[Da
     Raises:
         ValueError: a probe that cannot be selected, or a rung outside it.
     """
-    chosen = []
+    chosen, budget = [], max(plan.ladder)
     for probe in plan.probes:
-        target = {"target": (probe.mu, probe.sigma), "space": probe.space} if probe.strategy == "maxent" else {}
-        subset = select_subset(dataset, num_tokens=max(plan.ladder), strategy=probe.strategy, seed=seed, **target)
-        subset = subset.select(probe_order(subset["perplexity"][:], seed=seed))
-        chosen.append((subset, prefix_points(subset["perplexity"][:], subset["num_tokens"][:], plan.ladder)))
+        if probe.strategy == "random":
+            subset = dataset.select(representative_rows(dataset, budget, probe, seed))
+        else:
+            target = {"target": (probe.mu, probe.sigma), "space": probe.space, "column": probe.column}
+            subset = select_subset(dataset, num_tokens=budget, strategy=probe.strategy, seed=seed, **target)
+            subset = subset.select(probe_order(subset[probe.column][:], seed=seed))
+        names = [name for name in SCORES if name in subset.column_names and name != probe.column]
+        scores = {name: np.asarray(subset[name][:], dtype=np.float64) for name in (probe.column, *names)}
+        scores = {name: values for name, values in scores.items() if np.all(np.isfinite(values) & (values > 0))}
+        chosen.append((subset, prefix_points(scores, subset["num_tokens"][:], plan.ladder)))
     return chosen
+
+
+def representative_rows(dataset: Dataset, num_tokens: float, probe: ProbeTarget, seed: int) -> np.ndarray:
+    """Rows of a random subset in training order, drawn evenly along the score: of some draws the one whose moments are
+    nearest to the corpus's own, so that the probes cover what the law says of random subsets.
+    """
+    every, best, least = find_candidates(dataset, num_tokens, column=probe.column), None, np.inf
+    values = np.log(every.scores) if probe.space == "log" else every.scores
+    for draw in range(_DRAWS):
+        order = probe_order(values, seed=_DRAWS * seed + draw)
+        order = order[: np.searchsorted(np.cumsum(every.tokens[order]), num_tokens, side="right")]
+        error = max(abs(values[order].mean() - probe.mu), abs(values[order].std() - probe.sigma))
+        if error < least:
+            best, least = order, error
+    return every.rows[best]
 
 
 def train_probes(
@@ -206,10 +233,13 @@ def run_probe(
 
 
 def format_comparison(comparison: Sequence[Mapping[str, Any]]) -> str:
-    """The forms as a table, best out of sample first."""
-    lines = ["form            space   params   R2     error of a run left out (nats, ± standard error)"]
+    """The forms as a table, best out of sample first; with the score column where there are several."""
+    columns = dict.fromkeys(row["column"] for row in comparison)
+    width = max(map(len, columns)) + 2 if len(columns) > 1 else 0
+    head = "column"[:width].ljust(width)
+    lines = [f"{head}form            space   params   R2     error of a run left out (nats, ± standard error)"]
     for row in comparison:
-        name = f"{row['form']:15} {row['space']:7} {row['num_params']:6}"
+        name = f"{row['column'] if width else '':{width}}{row['form']:15} {row['space']:7} {row['num_params']:6}"
         if row["problem"]:
             lines.append(f"{name}   {row['problem']}")
         else:

@@ -93,7 +93,7 @@ def test_card_states_fit_error_and_intervals(law):
 
     predictions = section(card, "What it predicts")
     last = law.points.num_tokens == 32_000
-    m, s = law.points.log_mu[last][0], law.points.log_sigma[last][0]
+    m, s = (moments[last][0] for moments in law.points.moments("log"))
     for noise in (False, True):
         assert "{:.4f} to {:.4f}".format(*law.interval(m, s, 32_000, noise=noise)) in predictions
     assert 'from_pretrained("me/medical-law")' in section(card, "How to use")

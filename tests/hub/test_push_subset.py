@@ -175,7 +175,7 @@ def test_a_composed_subset_says_what_it_is_composed_of(corpus, law, tmp_path):
     general = Dataset.from_dict(
         {"text": ["wiki"] * 50, "perplexity": [9.0] * 50, "num_tokens": [100] * 50, "site": ["w"] * 50}
     )
-    options = {"group_by": "site", "min_group_tokens": {None: 5_000}, "deduplicate": "exact", "max_perplexity": 60.0}
+    options = {"group_by": "site", "min_group_tokens": {None: 5_000}, "deduplicate": "exact", "max_score": 60.0}
     options |= {"replay": 0.1, "order": "easy_to_hard", "seed": 2}
     plan = plan_selection(dataset, law=law, num_tokens=20_000, replay_dataset=general, **options)
     subset = plan.apply(dataset, general)

@@ -140,7 +140,7 @@ def test_merge_refuses_other_models_and_weights():
     assert a.merge(PerplexityLandscape.from_values([3.0])).model == "a"
     with pytest.raises(ValueError, match=r"different models \(a and b\)"):
         a.merge(PerplexityLandscape.from_values([2.0], model="b"))
-    with pytest.raises(ValueError, match="weighted by chunks with one weighted by tokens"):
+    with pytest.raises(ValueError, match="weighted by chunks with one by tokens"):
         a.merge(PerplexityLandscape.from_values([2.0], weights="tokens"))
 
 

@@ -58,7 +58,7 @@ def test_gradient_against_finite_differences():
     rng = np.random.default_rng(0)
     _, rows = make_points("paper", "linear", rng, noise=0.02)
     points = read_law_points(rows)
-    X = LAW_FORMS["paper"].design_matrix("linear", points.mu, points.sigma, points.num_tokens)
+    X = LAW_FORMS["paper"].design_matrix("linear", *points.moments("linear"), points.num_tokens)
     Q, _ = np.linalg.qr(X)
     weights = rng.integers(0, 3, (2, len(points))).astype(float)
     E, c = np.array([0.4, 0.9]), np.linalg.lstsq(Q, np.log(points.loss[:, None] - [0.4, 0.9]), rcond=None)[0].T
@@ -108,7 +108,7 @@ def test_an_outlier_hardly_moves_the_huber_fit():
 
     def worst(law):
         p = read_law_points(rows)
-        return np.abs(np.delete(law.predict(p.log_mu, p.log_sigma, p.num_tokens), 7) - clean).max()
+        return np.abs(np.delete(law.predict(*p.moments("log"), p.num_tokens), 7) - clean).max()
 
     assert worst(robust) < 2e-3 < 0.02 < worst(plain)
 
@@ -117,7 +117,7 @@ def test_many_weightings_at_once_equal_one_at_a_time():
     rng = np.random.default_rng(0)
     _, rows = make_points("log_parabola", "linear", rng, noise=0.01)
     points = read_law_points(rows)
-    X = LAW_FORMS["log_parabola"].design_matrix("linear", points.mu, points.sigma, points.num_tokens)
+    X = LAW_FORMS["log_parabola"].design_matrix("linear", *points.moments("linear"), points.num_tokens)
     weights = np.ones((3, len(points)))
     weights[1, :4] = 0
     weights[2, 4:12] = 2
@@ -133,7 +133,7 @@ def test_many_losses_at_once_equal_one_at_a_time():
     rng = np.random.default_rng(0)
     _, rows = make_points("no_interaction", "log", rng, noise=0.01)
     points = read_law_points(rows)
-    X = LAW_FORMS["no_interaction"].design_matrix("log", points.log_mu, points.log_sigma, points.num_tokens)
+    X = LAW_FORMS["no_interaction"].design_matrix("log", *points.moments("log"), points.num_tokens)
     losses = points.loss * np.exp(0.003 * rng.standard_normal((4, len(points))))
     once = np.ones((1, len(points)))
     for delta in (None, 1e-3, np.inf):

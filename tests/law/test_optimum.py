@@ -159,7 +159,7 @@ def test_trusted_region_is_the_hull_a_little_inflated():
 
 def test_what_cannot_be_searched(landscape):
     law = law_of("no_interaction", "linear", [0.3, -0.2], [12, 20, 32], [4, 8, 16], model="other")
-    with pytest.raises(ValueError, match="fitted to perplexities of other, the landscape is of m"):
+    with pytest.raises(ValueError, match="fitted to scores of other, the landscape is of m"):
         law.optimum(landscape, 200_000)
     law = law_of("no_interaction", "linear", [0.3, -0.2], [12, 20, 32], [4, 8, 16], model="m")
     with pytest.raises(ValueError, match="the corpus has 2000000 tokens, asked for 3000000"):
@@ -355,7 +355,7 @@ def test_bad_bounds(landscape):
     log = law_of("log_parabola", "log", [0.64, -0.1], [2.0, 3.0, 4.0], [0.1, 0.5, 2.0])
     with pytest.raises(ValueError, match="lives in linear space, the law of the general loss in log"):
         law.optimum(landscape, 200_000, general_law=log)
-    with pytest.raises(ValueError, match="fitted to perplexities of other"):
+    with pytest.raises(ValueError, match="fitted to scores of other"):
         law.optimum(landscape, 200_000, general_law=forgetting_law([-1.0, 0.0], model="other"))
 
 
@@ -386,7 +386,7 @@ def test_absurd_junk_gives_numbers_that_can_be_saved(landscape, top, form):
 
 
 def test_a_point_on_the_edge_of_the_trusted_region_is_inside_it():
-    region = hull_of_probes(np.array([10.0, 20.0, 30.0]), np.array([4.0, 8.0, 5.0]))
+    region = hull_of_probes(np.array([10.0, 20.0, 30.0]), np.array([4.0, 8.0, 5.0]), "linear")
     first = region.vertices[:, 0].min()
     low, high = region.sigma_bounds(20.0)
     for share, inside in ((0.9995, True), (0.99, False)):

@@ -21,7 +21,7 @@ def test_a_list_a_dataset_and_a_file_read_alike(tmp_path):
     for source in (rows, dataset, path, str(path), read_law_points(rows)):
         points = read_law_points(source)
         assert len(points) == 2 and points.runs == ("low", "high")
-        assert points.loss.dtype == float and points.mu.tolist() == [12.0, 12.0]
+        assert points.loss.dtype == float and points.moments("linear")[0].tolist() == [12.0, 12.0]
         assert np.isnan(points.general_loss[0]) and points.general_loss[1] == 3.5
         assert points.to_rows() == rows
 
@@ -130,4 +130,5 @@ def test_append_refuses_bad_rows_and_leaves_the_file(tmp_path):
 def test_take():
     rows = [{"run": f"r{i}", "mu": 10 + i, "sigma": 3, "num_tokens": 100, "loss": 2} for i in range(4)]
     points = read_law_points(rows)
-    assert points.take(points.mu > 11).runs == ("r2", "r3") and points.take([0]).mu.tolist() == [10]
+    assert points.take(points.moments("linear")[0] > 11).runs == ("r2", "r3")
+    assert points.take([0]).moments("linear")[0].tolist() == [10]

@@ -136,16 +136,18 @@ def test_probe_order_of_few_rows():
 def test_prefix_points():
     perplexity = np.array([10.0, 20.0, 30.0, 40.0])
     tokens = [100, 100, 50, 100]
-    points = prefix_points(perplexity, tokens, [200, 300, 350, 400])
+    scores = {"perplexity": perplexity, "ratio": perplexity / 20}
+    points = prefix_points(scores, tokens, [200, 300, 350, 400])
     assert [point["num_tokens"] for point in points] == [200, 250, 350, 350]
     assert [point["num_chunks"] for point in points] == [2, 3, 4, 4]
     assert points[0]["mu"] == 15.0 and points[0]["sigma"] == 5.0
+    assert points[0]["mu_ratio"] == 0.75 and points[0]["log_mu_ratio"] == pytest.approx(np.log([0.5, 1.0]).mean())
     assert points[1]["log_mu"] == pytest.approx(np.log([10, 20, 30]).mean())
     assert points[1]["log_sigma"] == pytest.approx(np.log([10, 20, 30]).std())
     assert all(type(value) in (int, float) for point in points for value in point.values())
     for rung in (99, 450):
         with pytest.raises(ValueError, match="outside the run"):
-            prefix_points(perplexity, tokens, [rung])
+            prefix_points(scores, tokens, [rung])
 
 
 def test_probes_fill_the_plane_as_quantile_bands_do_not():

@@ -117,14 +117,14 @@ def test_all_probes_are_chosen_before_one_is_trained_and_a_failure_loses_none(sc
     monkeypatch.setattr(probe_runs, "run_probe", train)
     with pytest.raises(RuntimeError, match="out of memory"):
         call(*options(scored, tiny_model_dir))
-    assert done == ["chosen"] * 6 + ["random", "probe-00", "probe-01", "probe-02"]
+    assert done == ["chosen"] * 5 + ["random", "probe-00", "probe-01", "probe-02"]
     with contextlib.suppress(ValueError):  # no landscape, maybe: the losses are made up
         call(*options(scored, tiny_model_dir))
-    assert done[10:] == ["chosen"] * 6 + ["probe-02", "probe-03", "probe-04"]
+    assert done[9:] == ["chosen"] * 5 + ["probe-02", "probe-03", "probe-04"]
     monkeypatch.setattr(probe_runs, "select_subset", lambda *a, **k: (_ for _ in ()).throw(ValueError("no subset")))
     with pytest.raises(ValueError, match="no subset"):
         call(*options(scored, tiny_model_dir, output_dir=scored.parent / "other"))
-    assert not (scored.parent / "other" / "settings.json").exists() and len(done) == 19
+    assert not (scored.parent / "other" / "settings.json").exists() and len(done) == 17
 
 
 def test_known_points_need_no_probes(tmp_path, shared_data):
@@ -223,3 +223,34 @@ def test_known_points_on_a_corpus_say_where_to_go(tmp_path, shared_data, capsys)
     with pytest.raises(ValueError, match=r"the least that is predicted is 3\.6"):
         call(*known, *bound, "--output_dir", tmp_path / "bounded")
     assert (tmp_path / "bounded" / "law.json").exists(), "the law is good all the same"
+
+
+def test_probes_of_another_column_record_all_columns_and_the_random_one_has_the_corpus_own_moments(tmp_path):
+    """Four corpora of 3,000 chunks: each probe where the design says, a random subset inside what the probes cover."""
+    from datasets import Dataset
+
+    from fitting.probe_runs import choose_probes
+    from hf_ppl_select import PerplexityLandscape
+    from hf_ppl_select.law.trust import hull_of_probes
+    from hf_ppl_select.probes.design import design_probes
+    from hf_ppl_select.probes.plan import ProbePlan
+
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        nll, tokens = rng.normal(3.5, 0.5, 3000), rng.integers(40, 129, 3000)
+        scores = {"perplexity": np.exp(nll), "ngram_ratio": np.exp(0.4 * (nll - 3.5) + rng.normal(0, 0.4, 3000))}
+        dataset = Dataset.from_dict({**scores, "num_tokens": tokens})
+        for column, space in (("perplexity", "log"), ("perplexity", "linear"), ("ngram_ratio", "log")):
+            landscape = PerplexityLandscape.from_dataset(dataset, column=column)
+            probes = design_probes(landscape, num_runs=6, tokens_per_run=16_384, space=space)
+            chosen = choose_probes(ProbePlan(tuple(probes), 16_384, (4096, 16_384)), dataset, seed)
+            prefix, suffix = "log_" * (space == "log"), "" if column == "perplexity" else f"_{column}"
+            found = np.array([[p[-1][f"{prefix}{name}{suffix}"] for name in ("mu", "sigma")] for _, p in chosen])
+            meant = np.array([(probe.mu, probe.sigma) for probe in probes])
+            assert np.all(np.abs(found[:, 0] - meant[:, 0]) < 0.02 * meant[:, 1])
+            assert np.all(np.abs(found[:, 1] / meant[:, 1] - 1) < 0.02)
+            assert hull_of_probes(*found.T, space).contains(*landscape.moments(space))
+            for subset, points in chosen:
+                assert 16_384 - 128 < points[-1]["num_tokens"] == sum(subset["num_tokens"]) <= 16_384
+                assert points[-1]["mu"] == pytest.approx(np.mean(subset["perplexity"]))
+                assert points[-1]["mu_ngram_ratio"] == pytest.approx(np.mean(subset["ngram_ratio"]))

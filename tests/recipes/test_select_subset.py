@@ -137,7 +137,7 @@ def test_composition_and_the_same_rows_again(work):
         "group_by": "source",
         "group_num_tokens": {"web": 6_000},
         "deduplicate": "exact",
-        "max_perplexity": 50.0,
+        "max_score": 50.0,
         "replay": 0.1,
         "replay_dataset": "wiki.parquet",
         "order": "easy_to_hard",

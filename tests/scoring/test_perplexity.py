@@ -122,7 +122,7 @@ def test_a_batch_with_some_text_has_null_perplexities(scorer):
     assert scored.data["perplexity"].null_count == 2 and not np.isnan(scored[1]["perplexity"])
 
 
-def test_infinite_perplexity_is_kept(tiny_model, tiny_tokenizer, tmp_path):
+def test_infinite_score_is_kept(tiny_model, tiny_tokenizer, tmp_path):
     with torch.no_grad():
         tiny_model.lm_head.weight.mul_(10_000)
     tiny_model.save_pretrained(tmp_path)

@@ -240,14 +240,14 @@ def test_split_budget_adds_up():
 def test_guards_drop_and_count():
     columns = corpus()
     columns["perplexity"][:3] = [None, np.inf, 1e9]
-    plan = plan_selection(columns, num_tokens=40_000, strategy="high", min_perplexity=10.0, max_perplexity=30.0)
-    assert plan.achieved["lowest_perplexity"] >= 10 and plan.achieved["highest_perplexity"] <= 30
+    plan = plan_selection(columns, num_tokens=40_000, strategy="high", min_score=10.0, max_score=30.0)
+    assert plan.achieved["lowest_score"] >= 10 and plan.achieved["highest_score"] <= 30
     finite = columns["perplexity"][3:]
     assert plan.dropped == {
-        "no_perplexity": 1,
-        "infinite_perplexity": 1,
-        "below_min_perplexity": int((finite < 10).sum()),
-        "above_max_perplexity": int((finite > 30).sum()) + 1,
+        "no_score": 1,
+        "infinite_score": 1,
+        "below_min_score": int((finite < 10).sum()),
+        "above_max_score": int((finite > 30).sum()) + 1,
         "longer_than_budget": 0,
     }
     assert plan.corpus["num_chunks"] == int(((finite >= 10) & (finite <= 30)).sum())
@@ -257,7 +257,7 @@ def test_duplicates_are_dropped_after_the_guards_and_the_first_stays():
     columns = corpus(1000)
     columns["text"] = [f"text {i % 400}" for i in range(1000)]
     columns["perplexity"][:5] = 1e6  # their repetitions are the first that can be chosen
-    options = {"num_tokens": 40_000, "strategy": "random", "max_perplexity": 1e5}
+    options = {"num_tokens": 40_000, "strategy": "random", "max_score": 1e5}
     plan = plan_selection(columns, deduplicate="exact", **options)
     assert plan.dropped["duplicate"] == 1000 - 5 - 400
     assert sorted(plan.indices) == [*range(5, 405)]
@@ -278,10 +278,10 @@ def test_all_rows_duplicates():
     [
         ({"deduplicate": "exact", "text_column": "body"}, KeyError, "no column 'body' to look for duplicates in"),
         ({"deduplicate": "fuzzy"}, ValueError, "one of exact, normalized, near"),
-        ({"min_perplexity": 30, "max_perplexity": 20}, ValueError, "leave nothing between"),
-        ({"min_perplexity": float("nan")}, ValueError, "leave nothing between"),
-        ({"min_perplexity": 1e6}, ValueError, "No chunk has a perplexity between"),
-        ({"max_perplexity": "20"}, TypeError, "max_perplexity='20' must be a number"),
+        ({"min_score": 30, "max_score": 20}, ValueError, "leave nothing between"),
+        ({"min_score": float("nan")}, ValueError, "leave nothing between"),
+        ({"min_score": 1e6}, ValueError, "No chunk has a perplexity between"),
+        ({"max_score": "20"}, TypeError, "max_score='20' must be a number"),
         ({"seed": -1}, ValueError, "seed=-1 must be"),
         ({"order": "sorted"}, ValueError, "the orders are dataset, easy_to_hard"),
         ({"replay": 0.1}, ValueError, "pass replay_dataset="),
@@ -328,7 +328,7 @@ def test_columns_of_other_kinds():
 
 def test_a_law_of_another_model_is_refused_with_every_strategy(law):
     for strategy in ("maxent", "random"):
-        with pytest.raises(ValueError, match="perplexities of tiny, but big scored the dataset"):
+        with pytest.raises(ValueError, match="scores of tiny, but big scored the dataset"):
             plan_selection(corpus(), law=law, num_tokens=40_000, strategy=strategy, model="big")
     assert plan_selection(corpus(), law=law, num_tokens=40_000, model="tiny").law["model"] == "tiny"
 
@@ -360,7 +360,7 @@ def test_replay_takes_its_share_of_the_budget_evenly_mixed():
 def test_select_subset_takes_every_option():
     dataset, wiki = Dataset.from_dict(corpus()), general()
     options = {"num_tokens": 30_000, "target": (20.0, 7.0), "group_by": "source", "deduplicate": "exact"}
-    options |= {"replay": 0.1, "order": "hard_to_easy", "max_perplexity": 60.0, "seed": 4}
+    options |= {"replay": 0.1, "order": "hard_to_easy", "max_score": 60.0, "seed": 4}
     subset = select_subset(dataset, replay_dataset=wiki, **options)
     assert subset["text"] == plan_selection(dataset, replay_dataset=wiki, **options).apply(dataset, wiki)["text"]
     with pytest.raises(TypeError, match="near_treshold"):
@@ -438,8 +438,8 @@ EVERYTHING = {
     "group_by": "source",
     "min_group_tokens": {"gard": 6_000},
     "deduplicate": "normalized",
-    "min_perplexity": 5.0,
-    "max_perplexity": 70.0,
+    "min_score": 5.0,
+    "max_score": 70.0,
     "replay": 0.1,
     "order": "shuffled",
 }

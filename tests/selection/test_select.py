@@ -234,7 +234,7 @@ def test_unusable_rows_are_dropped_and_counted():
     tokens = [10, 10, 10, 10, 10, 10, 900, 0]
     dataset = Dataset.from_dict({"perplexity": perplexity, "num_tokens": tokens})
     plan = plan_selection(dataset, strategy="random", num_tokens=20)
-    assert plan.dropped == {"no_perplexity": 3, "infinite_perplexity": 1, "longer_than_budget": 1}
+    assert plan.dropped == {"no_score": 3, "infinite_score": 1, "longer_than_budget": 1}
     assert set(plan.indices) <= {3, 4, 5} and plan.num_chunks == 2
     assert plan.corpus["num_chunks"] == 3 and plan.corpus["num_tokens"] == 30
 

@@ -61,19 +61,19 @@ def test_first_pass_is_the_landscape_of_all_rows(scored):
     whole = PerplexityLandscape.from_dataset(rows, model="tiny")
     assert landscape.num_chunks == whole.num_chunks and landscape.num_tokens == whole.num_tokens
     assert landscape.mu == pytest.approx(whole.mu, rel=1e-12) and landscape.log_sigma == pytest.approx(whole.log_sigma)
-    assert dropped == {"no_perplexity": 1, "infinite_perplexity": 1}
-    guarded = ParquetFiles.find(str(folder), min_perplexity=10, max_perplexity=100)
+    assert dropped == {"no_score": 1, "infinite_score": 1}
+    guarded = ParquetFiles.find(str(folder), min_score=10, max_score=100)
     landscape, dropped = guarded.landscape()
     values = np.array(rows["perplexity"], dtype=float)
     inside = (values >= 10) & (values <= 100)
     assert landscape.num_chunks == inside.sum()
-    assert dropped["above_max_perplexity"] == int((np.isfinite(values) & (values > 100)).sum())
+    assert dropped["above_max_score"] == int((np.isfinite(values) & (values > 100)).sum())
 
 
 def test_a_streamed_subset_is_what_filter_gives_and_keeps_its_promise(scored, tmp_path):
     folder, rows = scored
     out = tmp_path / "subset"
-    files = ParquetFiles.find(str(folder), max_perplexity=1000.0)
+    files = ParquetFiles.find(str(folder), max_score=1000.0)
     selection = select_stream(files, out, num_tokens=300_000, target=(20.0, 6.0), seed=3, license="mit")
     selector = PerplexitySelector.load(out / "selector.json")
     below = rows.filter(lambda row: row["perplexity"] is None or row["perplexity"] <= 1000)
@@ -84,7 +84,7 @@ def test_a_streamed_subset_is_what_filter_gives_and_keeps_its_promise(scored, tm
     assert max(map(abs, selection.deviations.values())) < 4
     assert np.mean(subset["perplexity"]) == pytest.approx(20.0, abs=0.5)
     report = load_json(out / "selection.json", kind="selection", version=2)
-    assert report["num_tokens"] == sum(subset["num_tokens"]) and report["dropped"]["above_max_perplexity"] == 1
+    assert report["num_tokens"] == sum(subset["num_tokens"]) and report["dropped"]["above_max_score"] == 1
     card = (out / "README.md").read_text()
     assert "PerplexitySelector.load" in card and "None" not in card and "license: mit" in card
     assert sorted(path.name for path in out.iterdir()) == [
@@ -185,7 +185,7 @@ def test_bad_places(scored, tmp_path):
     with pytest.raises(FileNotFoundError, match="no parquet file of split 'dev'"):
         ParquetFiles.find(str(folder), "dev")
     with pytest.raises(ValueError, match="leave nothing between"):
-        ParquetFiles.find(str(folder), min_perplexity=3, max_perplexity=2)
+        ParquetFiles.find(str(folder), min_score=3, max_score=2)
     rows.select(range(9)).remove_columns("perplexity").to_parquet(tmp_path / "unscored.parquet")
     with pytest.raises(KeyError, match="unscored.parquet has no column 'perplexity', it has text, num_tokens"):
         select_stream(ParquetFiles.find(str(tmp_path / "unscored.parquet")), tmp_path / "out", **target)
@@ -252,7 +252,7 @@ def test_the_recipe_streams(scored, tmp_path):
         "--num_tokens",
         300_000,
     ]
-    options += ["--max_perplexity", 1000, "--output_dir", tmp_path / "out"]
+    options += ["--max_score", 1000, "--output_dir", tmp_path / "out"]
     done = subprocess.run(
         [sys.executable, str(RECIPE), *map(str, options)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},

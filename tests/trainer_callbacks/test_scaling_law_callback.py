@@ -16,6 +16,7 @@ def test_law_points_at_the_rungs(tiny_model, tiny_tokenizer, tmp_path, caplog):
     table = tmp_path / "points.jsonl"
     law = SimpleNamespace(
         space="log",
+        column="perplexity",
         predict=lambda mu, sigma, num_tokens: mu + sigma + num_tokens / 1000,
         predict_interval=lambda mu, sigma, num_tokens: (2.5, 7.5),
         num_tokens_range=(100, 500),
@@ -105,7 +106,8 @@ def test_the_prediction_and_its_interval(kind, tiny_model, tiny_tokenizer, tmp_p
 
 def with_interval(law, intervals):
     """The law, with these intervals by num_tokens."""
-    known = {"space": law.space, "predict": law.predict, "num_tokens_range": law.num_tokens_range}
+    known = {"space": law.space, "column": law.column, "predict": law.predict}
+    known["num_tokens_range"] = law.num_tokens_range
     return SimpleNamespace(
         **known, predict_interval=lambda mu, sigma, num_tokens: intervals.get(num_tokens, (0.0, 9.0))
     )
@@ -151,7 +153,9 @@ def test_a_law_of_too_few_runs_predicts_without_an_interval(tiny_model, tiny_tok
     def no_interval(mu, sigma, num_tokens):
         raise ValueError("intervals need more runs")
 
-    law = SimpleNamespace(space="linear", predict=lambda mu, sigma, num_tokens: 3.0, predict_interval=no_interval)
+    law = SimpleNamespace(
+        space="linear", column="perplexity", predict=lambda mu, sigma, num_tokens: 3.0, predict_interval=no_interval
+    )
     trainer = law_trainer(tiny_model, tiny_tokenizer, tmp_path, max_steps=1)
     options = {"ladder": [100], "moments": MOMENTS, "law": law}
     trainer.add_callback(ScalingLawCallback(trainer, tmp_path / "points.jsonl", "r", DOMAIN, **options))
@@ -248,7 +252,7 @@ def test_bad_law_options(tiny_model, tiny_tokenizer, tmp_path):
     with pytest.raises(ValueError, match="lack sigma; they hold mu"):
         ScalingLawCallback(trainer, tmp_path / "p", "r", DOMAIN, **options | {"moments": {"mu": 3.0}})
     with pytest.raises(ValueError, match="lack log_mu, log_sigma"):
-        law = SimpleNamespace(space="log")
+        law = SimpleNamespace(space="log", column="perplexity")
         moments = {"mu": 3.0, "sigma": 1.0}
         ScalingLawCallback(trainer, tmp_path / "p", "r", DOMAIN, **options | {"moments": moments}, law=law)
     with pytest.raises(ValueError, match="no token to score"):
