@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,13 +12,15 @@ from .loading import Question
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MAX_LENGTH = 2048
 _UNSET_MAX_LENGTH = 10**9  # tokenizers without a limit say 10**30
 
 
 @dataclass(frozen=True)
 class Request:
-    """A choice to score: its tokens start at `start`; `num_truncated` tokens were cut from the prompt's left."""
+    """A choice to score: the tokens from `start` on; `num_truncated` tokens were cut from the prompt's left."""
 
     ids: tuple[int, ...]
     start: int
@@ -49,9 +52,14 @@ def encode_questions(
 ) -> list[list[Request]]:
     """Token ids of every choice after its prompt.
 
-    The ids are encode(prompt) followed by what encode(prompt + " " + choice) has beyond that many tokens; spaces at
-    the prompt's end belong to the continuation. Where both together exceed `max_length` + 1, the prompt loses its left
-    end; the one token more is the last, which is predicted and never fed to the model.
+    The ids are encode(prompt + " " + choice), and what they have beyond encode(prompt) is scored; spaces at the
+    prompt's end belong to the continuation. Where a token crosses from the prompt into one of a question's choices, as
+    those of tokenizers do whose tokens hold several words, all of its choices are scored from where the first of them
+    leaves the prompt's tokens: so they are still compared on one text. These questions are counted in a warning;
+    lm-evaluation-harness scores them on tokens of another text.
+
+    Where the ids exceed `max_length` + 1, the prompt loses its left end; the one token more is the last, which is
+    predicted and never fed to the model.
 
     Args:
         questions: what to encode.
@@ -74,22 +82,46 @@ def encode_questions(
     prompt_ids = _encode(tokenizer, prompts)
     whole_ids = iter(_encode(tokenizer, wholes))
 
-    requests = []
+    requests, num_crossing = [], 0
     for question, prompt, before in zip(questions, prompts, prompt_ids, strict=True):
         lead = [] if first_text and prompt.startswith(first_text) else prefix
-        row = []
-        for choice in question.choices:
-            continuation = next(whole_ids)[len(before) :]
-            if not 0 < len(continuation) <= max_length:
+        wholes = [next(whole_ids) for _ in question.choices]
+        num_shared = [_num_shared(before, whole) for whole in wholes]
+        shared = min(num_shared)
+        if shared < len(before):
+            num_crossing += 1
+            if not shared and not lead and first_special is None:
                 raise ValueError(
-                    f"{name}, row {question.index}: the choice {choice!r} has {len(continuation)} tokens of its own; "
-                    f"there must be at least one, and at most the model's {max_length}."
+                    f"{name}, row {question.index}: a choice changes even the prompt's first token, and the tokenizer "
+                    "has no BOS or EOS to put before it; set its bos_token."
                 )
-            ids = [*lead, *before, *continuation]
+            lead = lead if shared or lead else [first_special]  # the first token can only be scored after another
+        row = []
+        for choice, whole, own in zip(question.choices, wholes, num_shared, strict=True):
+            num_scored = len(whole) - shared
+            if not 0 < len(whole) - own <= num_scored <= max_length:
+                raise ValueError(
+                    f"{name}, row {question.index}: the choice {choice!r} has {len(whole) - own} tokens of its own, "
+                    f"and {num_scored} to score; there must be at least one, and at most the model's {max_length}."
+                )
+            ids = [*lead, *whole]
             kept = ids[-max_length - 1 :]
-            row.append(Request(tuple(kept), len(kept) - len(continuation), len(ids) - len(kept)))
+            row.append(Request(tuple(kept), len(kept) - num_scored, len(ids) - len(kept)))
         requests.append(row)
+    if num_crossing:
+        logger.warning(
+            "%s: in %d of %d questions a token crosses from the prompt into a choice; their choices are scored from "
+            "before that token on.",
+            name,
+            num_crossing,
+            len(questions),
+        )
     return requests
+
+
+def _num_shared(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(ids, others)) if a != b), min(len(ids), len(others)))
 
 
 def _encode(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..likelihood.model_identity import default_model_name, resolve_revision
-from .rows import TokenizedRow, bos_token, columns_to_score, tokenize_rows
+from .rows import TokenizedRow, bos_token, columns_to_score, is_one_row, tokenize_rows
 from .texts import TextLikelihoods, compiling_pays, context_length, evaluate_perplexity, score_rows
 
 if TYPE_CHECKING:
@@ -35,12 +35,19 @@ class PerplexityScorer:
     ```
 
     It adds the columns `perplexity` (float64, `exp(nll_sum / num_tokens)`), `nll_sum` (float64, nats), `num_tokens`
-    (int32, tokens scored) and `num_bytes` (int32, UTF-8 bytes of the scored text). Empty texts get `num_tokens` 0 and
-    a null perplexity (NaN where a whole batch, or a row alone, is empty, so that the column keeps its type).
+    (int32, tokens scored) and `num_bytes` (int32, UTF-8 bytes of the text whose tokens are scored). Empty texts get
+    `num_tokens` 0 and a null perplexity (NaN where a whole batch, or a row alone, is empty, so that the column keeps
+    its type).
 
-    A row is a text, or `prompt` and `completion` (only the completion counts), or `messages` (only the assistant's
-    tokens count, by the mask of the chat template). Its state is its settings only, with the model's commit or a hash
-    of its weights: `datasets` finds a finished map in its cache, in any process, and repeats it if weights change.
+    A row is a text; or `prompt` and `completion`, both texts or both messages, of which the completion counts; or
+    `messages`, of which the assistant's tokens count, those that the chat template has in `{% generation %}` blocks.
+    The columns `tools` and `chat_template_kwargs` go to the chat template. So the tokens are those that TRL's
+    `SFTTrainer` trains on, but for the EOS that it writes behind a text: write it there to have it scored. A token
+    that crosses from the prompt into the completion counts. A special token's name in a text (`<|im_end|>`) is that
+    token, as in training; see `split_special_tokens`.
+
+    Its state is its settings only, with the model's commit or a hash of its weights: `datasets` finds a finished map
+    in its cache, in any process, and repeats it if weights change.
 
     Args:
         model: Hub id or local folder. Default: `HF_PPL_SELECT_MODEL` if set, else `HuggingFaceTB/SmolLM2-135M`.
@@ -57,12 +64,14 @@ class PerplexityScorer:
             and one million on a CPU, if it can. The rounding of bfloat16 changes.
         device: default: CUDA if there is one, else CPU. With `map(..., with_rank=True)`, one GPU per process.
         chat_template: for `messages`, instead of the tokenizer's own.
+        split_special_tokens: in texts, take the name of a special token as the letters it is written in; not for
+            messages, in which the chat template writes special tokens.
         keep_columns: return a batch's own columns too, as Ray Data's `map_batches` wants it; an empty text then has
             perplexity NaN, not null.
         trust_remote_code: run the checkpoint's own Python; off unless you say so.
     """
 
-    _version = 1  # raise when the same settings give other numbers, so that cached results are not reused
+    _version = 2  # raise when the same settings give other numbers, so that cached results are not reused
 
     def __init__(
         self,
@@ -78,6 +87,7 @@ class PerplexityScorer:
         compile: bool | Literal["auto"] = False,
         device: str | None = None,
         chat_template: str | None = None,
+        split_special_tokens: bool = False,
         keep_columns: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
@@ -100,6 +110,7 @@ class PerplexityScorer:
         self.compile = compile
         self.device = device
         self.chat_template = chat_template
+        self.split_special_tokens = split_special_tokens
         self.keep_columns = keep_columns
         self.trust_remote_code = trust_remote_code
         self._loaded: tuple[LikelihoodEngine, PreTrainedTokenizerBase] | None = None
@@ -123,6 +134,7 @@ class PerplexityScorer:
             "stride": self.stride,
             "dtype": self.dtype,
             "chat_template": self.chat_template,
+            "split_special_tokens": self.split_special_tokens,
             "version": self._version,
         }
 
@@ -150,7 +162,13 @@ class PerplexityScorer:
     def tokenize(self, batch: Mapping[str, Sequence[Any]], rank: int | None = None) -> list[TokenizedRow]:
         """The first half of a call, for a thread that works ahead (recipes/score.py). `batch` is a dict of lists."""
         _, tokenizer = self._load(rank)
-        return tokenize_rows(batch, tokenizer, text_column=self.text_column, chat_template=self.chat_template)
+        return tokenize_rows(
+            batch,
+            tokenizer,
+            text_column=self.text_column,
+            chat_template=self.chat_template,
+            split_special_tokens=self.split_special_tokens,
+        )
 
     def score(
         self,
@@ -206,13 +224,9 @@ class PerplexityScorer:
 
 
 def _as_batch(rows: Mapping[str, Any], columns: Sequence[str]) -> tuple[dict[str, list], bool]:
-    """The columns as lists, and whether `rows` was one row: a row's text is a string, its messages are dicts."""
+    """The columns as lists, and whether `rows` was one row."""
     values = {name: rows[name] for name in columns}
-    first = values[columns[0]]
-    if columns[0] == "messages":
-        single = first is None or len(first) == 0 or isinstance(first[0], Mapping)
-    else:
-        single = not isinstance(first, list | tuple | np.ndarray)
+    single = is_one_row(rows, columns)
     return ({name: [value] for name, value in values.items()} if single else values), single
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .messages import TEMPLATE_COLUMNS, render, render_with_spans, template_options
+from .spans import bytes_of_first, count_spans, num_bytes, token_extents
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +23,19 @@ LONGEST_CONTEXT = 4096  # longer texts are scored in windows of at most this man
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """Token ids without BOS, the positions among them that count, and the UTF-8 bytes that those tokens spell."""
+    """Token ids without BOS, the positions among them that count, and the UTF-8 bytes of the text that those spell.
+
+    `num_bytes_first` of these bytes are the token's at position 0, which cannot be scored where nothing precedes it.
+    """
 
     ids: list[int]
     counted: Sequence[int]
     num_bytes: int
+    num_bytes_first: int = 0
+
+    def follows(self, bos: int | None) -> bool:
+        """Whether a BOS goes before the ids: there is one, and a chat template or the text has not put it there."""
+        return bos is not None and self.ids[:1] != [bos]
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase, bos: str) -> int | None:
@@ -48,31 +60,80 @@ def tokenize_rows(
     *,
     text_column: str = "text",
     chat_template: str | None = None,
+    split_special_tokens: bool = False,
 ) -> list[TokenizedRow]:
     """Tokenize a batch of rows, a dict of lists; see [`columns_to_score`] for which columns.
+
+    Of a text every token counts. Of messages those count that a character of the template's `{% generation %}` blocks
+    is part of. Of prompt and completion, texts or lists of messages, those count that come after what the tokens of
+    the prompt alone and of both together have in common, as in TRL's `SFTTrainer`: a token that crosses the border
+    counts whole, and warns. The EOS that `SFTTrainer` writes behind a text counts where it stands in the row.
+
+    Args:
+        batch: columns; beside messages also `tools` and `chat_template_kwargs`.
+        tokenizer: special tokens that it puts around a text are left out; `windows` puts BOS before it.
+        text_column: which column holds the text.
+        chat_template: instead of the tokenizer's own.
+        split_special_tokens: take what looks like a special token in a text (`<|im_end|>`) as the text it is.
 
     Raises:
         KeyError: none of these columns is there.
         TypeError: a value is not of the type its column needs.
-        ValueError: the chat template marks no assistant token.
+        ValueError: the chat template refuses a row or marks no assistant token; the tokenizer does not say where its
+            tokens lie in the text; or `split_special_tokens` is asked for of messages.
     """
     columns = columns_to_score(batch, text_column)
-    if columns == ("messages",):
-        return [_tokenize_messages(m, i, tokenizer, chat_template) for i, m in enumerate(batch["messages"])]
-    if columns == ("prompt", "completion"):
-        return _tokenize_pairs(batch["prompt"], batch["completion"], tokenizer)
-    return _tokenize_texts(batch[text_column], tokenizer, text_column)
+    if columns[0] == text_column:
+        return _tokenize_texts(batch[text_column], tokenizer, text_column, split_special_tokens)
+    pairs = zip(batch["prompt"], batch["completion"]) if columns[0] == "prompt" else ()
+    if columns[0] == "prompt" and not any(_is_list(prompt) and _is_list(completion) for prompt, completion in pairs):
+        return _tokenize_pairs(batch["prompt"], batch["completion"], tokenizer, split_special_tokens)
+    if split_special_tokens:
+        raise ValueError("split_special_tokens is for texts: a chat template writes special tokens into messages.")
+    more = [name for name in columns if name in TEMPLATE_COLUMNS]
+    options = [
+        template_options(row, chat_template, **{name: batch[name][row] for name in more})
+        for row in range(len(batch[columns[0]]))
+    ]
+    if columns[0] == "prompt":
+        return _tokenize_chat_pairs(batch["prompt"], batch["completion"], tokenizer, options)
+    return _tokenize_messages(batch["messages"], tokenizer, options)
 
 
 def columns_to_score(rows: Mapping[str, Any], text_column: str) -> tuple[str, ...]:
-    """The columns to score: the text column if there is one, else messages, else prompt and completion."""
+    """The columns to score: the text column if there is one, else messages, else prompt and completion; with messages
+    also those of [`TEMPLATE_COLUMNS`] that are there.
+    """
     for columns in ((text_column,), ("messages",), ("prompt", "completion")):
         if all(column in rows for column in columns):
-            return columns
+            more = () if columns[0] == text_column else TEMPLATE_COLUMNS
+            return columns + tuple(column for column in more if column in rows)
     raise KeyError(
         f"No column {text_column!r} to score; the columns are {sorted(rows)}. Pass "
         f"PerplexityScorer(..., text_column=...), or bring 'prompt' and 'completion', or 'messages'."
     )
+
+
+def is_one_row(rows: Mapping[str, Any], columns: Sequence[str]) -> bool:
+    """Whether `rows` is one row, whose text is a string and whose messages are dicts, or a batch, a dict of lists.
+
+    A text that is a list of strings looks like a batch. It is a row where `datasets` says so, or where another column
+    has not as many values.
+
+    Args:
+        rows: one of the two.
+        columns: those to score, as [`columns_to_score`] gives them.
+    """
+    if type(rows).__name__ in ("LazyBatch", "LazyRow"):  # of `Dataset.map`; to import datasets takes a second
+        return type(rows).__name__ == "LazyRow"
+    first = rows[columns[0]]
+    if not _is_list(first):
+        return True
+    if len(first) and isinstance(first[0], Mapping):
+        return True
+    if columns[0] == "messages" and not len(first):
+        return True
+    return not all(_is_list(values) and len(values) == len(first) for values in rows.values())
 
 
 def windows(
@@ -84,7 +145,7 @@ def windows(
     there already; each later one repeats `stride` tokens as context, so every token is scored exactly once.
     """
     ids, counted = row.ids, np.asarray(row.counted, dtype=np.int64)
-    if bos is not None and ids[:1] != [bos]:
+    if row.follows(bos):
         ids, counted = [bos, *ids], counted + 1
     counted = counted[counted >= 1]
     if not len(counted):
@@ -104,56 +165,141 @@ def windows(
         end = min(start + max_length, len(ids))
 
 
-def _tokenize_texts(texts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, column: str) -> list[TokenizedRow]:
-    texts = ["" if text is None else text for text in texts]
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"Row {index} of the batch: column {column!r} holds {type(text).__name__}, not a string.")
+def _tokenize_texts(
+    texts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, column: str, split_special_tokens: bool
+) -> list[TokenizedRow]:
+    texts = _strings(texts, column)
     if not texts:
         return []
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return [TokenizedRow(ids, range(len(ids)), _num_bytes(text)) for ids, text in zip(encoded, texts)]
-
-
-def _num_bytes(text: str) -> int:
-    return len(text.encode("utf-8", errors="surrogatepass"))
+    encoded = _encode(tokenizer, texts, split_special_tokens)
+    rows = []
+    for index, (ids, text) in enumerate(zip(encoded["input_ids"], texts)):
+        rows.append(TokenizedRow(ids, range(len(ids)), num_bytes(text), _first(text, ids, index, encoded, tokenizer)))
+    return rows
 
 
 def _tokenize_pairs(
-    prompts: Sequence[Any], completions: Sequence[Any], tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    split_special_tokens: bool,
 ) -> list[TokenizedRow]:
-    """Prompt and completion are tokenized apart: which tokens count does not depend on a merge across the border."""
-    prompt_rows = _tokenize_texts(prompts, tokenizer, "prompt")
-    completion_rows = _tokenize_texts(completions, tokenizer, "completion")
-    return [
-        TokenizedRow(p.ids + c.ids, range(len(p.ids), len(p.ids) + len(c.ids)), c.num_bytes)
-        for p, c in zip(prompt_rows, completion_rows)
-    ]
+    prompts, completions = _strings(prompts, "prompt"), _strings(completions, "completion")
+    wholes = [prompt + completion for prompt, completion in zip(prompts, completions)]
+    return _completions(prompts, wholes, tokenizer, split_special_tokens)
+
+
+def _tokenize_chat_pairs(
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    options: Sequence[Mapping[str, Any]],
+) -> list[TokenizedRow]:
+    befores, wholes = [], []
+    for row, (prompt, completion) in enumerate(zip(prompts, completions)):
+        prompt = [] if prompt is None else prompt
+        if completion is None or not len(completion):
+            befores.append("")
+            wholes.append("")
+            continue
+        if not _is_list(prompt) or not _is_list(completion) or not len(prompt):
+            raise TypeError(
+                f"Row {row} of the batch: 'prompt' and 'completion' must both be texts, or both lists of messages."
+            )
+        befores.append(render(prompt, row, tokenizer, {**options[row], "add_generation_prompt": True}))
+        wholes.append(render([*prompt, *completion], row, tokenizer, options[row]))
+    return _completions(befores, wholes, tokenizer)
+
+
+def _completions(
+    prompts: Sequence[str],
+    wholes: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    split_special_tokens: bool = False,
+) -> list[TokenizedRow]:
+    """Rows of which those tokens count that come after the ones that each prompt and whole text begin with alike."""
+    if not prompts:
+        return []
+    befores = _encode(tokenizer, prompts, split_special_tokens)["input_ids"]
+    encoded = _encode(tokenizer, wholes, split_special_tokens)
+    rows, crossing = [], []
+    for index, (prompt, whole, before, ids) in enumerate(zip(prompts, wholes, befores, encoded["input_ids"])):
+        shared = next((i for i, (a, b) in enumerate(zip(before, ids)) if a != b), min(len(before), len(ids)))
+        begin = len(prompt)
+        if (shared < len(before) or not whole.startswith(prompt)) and shared < len(ids):
+            crossing.append(index)
+            begin = min(begin, _begin(index, shared, encoded, whole, tokenizer))
+        first = _first(whole, ids, index, encoded, tokenizer) - num_bytes(whole[:begin]) if shared == 0 else 0
+        spelled = num_bytes(whole[begin:]) if shared < len(ids) else 0
+        rows.append(TokenizedRow(ids, range(shared, len(ids)), spelled, max(first, 0)))
+    if crossing:
+        logger.info("In %d of %d rows, as row %d, a token crosses the border.", len(crossing), len(rows), crossing[0])
+        warnings.warn(
+            "A token crosses from a prompt into its completion (or the chat template writes the prompt alone "
+            "otherwise). All tokens from the first on that are not the prompt's count, as in TRL's SFTTrainer. Let a "
+            "completion begin with the space before it, and not a prompt end with it, and none crosses there.",
+            stacklevel=2,
+        )
+    return rows
 
 
 def _tokenize_messages(
-    messages: Sequence[Mapping[str, Any]],
-    index: int,
-    tokenizer: PreTrainedTokenizerBase,
-    chat_template: str | None,
-) -> TokenizedRow:
-    if not messages:
-        return TokenizedRow([], range(0), 0)
-    if not all(isinstance(message, Mapping) and "role" in message for message in messages):
-        raise TypeError(f"Row {index} of the batch: 'messages' must be a list of dicts with 'role' and 'content'.")
-    encoded = tokenizer.apply_chat_template(
-        list(messages),
-        chat_template=chat_template,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
+    conversations: Sequence[Any], tokenizer: PreTrainedTokenizerBase, options: Sequence[Mapping[str, Any]]
+) -> list[TokenizedRow]:
+    texts, spans = [], []
+    for row, messages in enumerate(conversations):
+        empty = messages is None or (isinstance(messages, Sized) and not len(messages))
+        text, found = ("", []) if empty else render_with_spans(messages, row, tokenizer, options[row])
+        texts.append(text)
+        spans.append(found)
+    if not texts:
+        return []
+    encoded = _encode(tokenizer, texts)
+    if encoded.encodings is None and any(spans):
+        raise ValueError(_no_offsets(next(row for row, found in enumerate(spans) if found), tokenizer))
+    return [
+        TokenizedRow(ids, *(count_spans(texts[row], spans[row], encoded.encodings[row]) if spans[row] else ((), 0)))
+        for row, ids in enumerate(encoded["input_ids"])
+    ]
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], split_special_tokens: bool = False
+) -> BatchEncoding:
+    options = {"split_special_tokens": True} if split_special_tokens else {}  # else the tokenizer's own setting
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)
+
+
+def _first(text: str, ids: Sequence[int], row: int, encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase) -> int:
+    """UTF-8 bytes of a text's first token."""
+    if encoded.encodings is not None:
+        return bytes_of_first(text, encoded.encodings[row])
+    return min(num_bytes(tokenizer.decode(ids[:1])), num_bytes(text))  # a Python tokenizer has no offsets
+
+
+def _begin(row: int, token: int, encoded: BatchEncoding, text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The character of a text from which a token was made."""
+    if encoded.encodings is None:
+        raise ValueError(_no_offsets(row, tokenizer))
+    return int(token_extents(encoded.encodings[row])[0][token])
+
+
+def _no_offsets(row: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    return (
+        f"Row {row} of the batch: {type(tokenizer).__name__} does not say where in a text its tokens lie, so those "
+        "that count cannot be told; load a fast tokenizer, one with a tokenizer.json."
     )
-    counted = [position for position, inside in enumerate(encoded["assistant_masks"]) if inside]
-    answers = [str(m.get("content") or "") for m in messages if m["role"] == "assistant"]
-    if any(answers) and not counted:
-        raise ValueError(
-            f"Row {index} of the batch: the chat template of {tokenizer.name_or_path!r} marks no assistant token. It "
-            "needs {% generation %} ... {% endgeneration %} around the assistant's text; pass such a template as "
-            "PerplexityScorer(..., chat_template=...)."
-        )
-    return TokenizedRow(list(encoded["input_ids"]), counted, sum(_num_bytes(answer) for answer in answers))
+
+
+def _strings(texts: Sequence[Any], column: str) -> list[str]:
+    texts = ["" if text is None else text for text in texts]
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            fix = "join its parts, or give each a row of its own" if _is_list(text) else "make it one, or leave it out"
+            kind = type(text).__name__
+            raise TypeError(f"Row {index} of the batch: column {column!r} holds {kind}, not a string: {fix}.")
+    return texts
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
