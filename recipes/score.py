@@ -55,6 +55,9 @@ class ScoreArguments:
     chat_template_file: str | None = field(
         default=None, metadata={"help": "For messages: a Jinja template with {%% generation %%} marks."}
     )
+    split_special_tokens: bool = field(
+        default=False, metadata={"help": "Take the name of a special token in a text as the letters it is written in."}
+    )
     compile: str = field(
         default="auto",
         metadata={"help": "Compile the model's layers: true, false; auto does for a long corpus."},
@@ -97,6 +100,7 @@ def main(args):
         dtype=args.dtype,
         max_batch_tokens=args.max_batch_tokens,
         chat_template=args.chat_template_file and Path(args.chat_template_file).read_text(encoding="utf-8"),
+        split_special_tokens=args.split_special_tokens,
     )
     settings = scorer.settings() | vars(args)
     for name in ("output_dir", "overwrite", "max_batch_tokens"):  # decide nothing in the data
@@ -117,7 +121,8 @@ def main(args):
         )
     chunks = chunks.remove_columns([name for name in SCORE_COLUMNS if name in chunks.column_names])
     columns = list(columns_to_score(dict.fromkeys(chunks.column_names), scorer.text_column)) if len(chunks) else []
-    if not any(any(batch[columns[-1]]) for batch in chunks.select_columns(columns).iter(1000)):
+    scored = ["completion"] if columns[:2] == ["prompt", "completion"] else columns[:1]
+    if not any(any(batch[scored[0]]) for batch in chunks.select_columns(scored).iter(1000)):
         raise ValueError(f"{args.dataset_name} has no text: all of its {len(documents)} rows are empty.")
 
     # Decided by the whole corpus, not by what is left of it: a run that was killed goes on with the same numbers

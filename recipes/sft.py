@@ -44,7 +44,9 @@ from training.options import TrainingRunArguments, check_options
 
 @dataclass
 class SftArguments(TrainingRunArguments):
-    """The dataset has the columns `prompt` and `completion`, or `messages`."""
+    """The dataset has the columns `prompt` and `completion`, texts or lists of messages, or `messages`; with messages
+    also `tools` and `chat_template_kwargs` for the chat template.
+    """
 
     prompt_column: str = field(default="prompt", metadata={"help": "The column to take as the prompt."})
     completion_column: str = field(default="completion", metadata={"help": "The column to take as the completion."})
@@ -61,6 +63,7 @@ def main(script_args, training_args, model_args):
     check_options(script_args, training_args, model_args)
 
     from trl import get_peft_config, get_quantization_config, get_training_chat_template
+    from trl.chat_template_utils import has_generation_markers
 
     from training.card import CardFacts
     from training.run import add_callbacks, finish_run, load_replay
@@ -95,8 +98,11 @@ def main(script_args, training_args, model_args):
         replay=replay,
         card_facts=CardFacts.of("sft", script_args, model_args),
     )
-    # To count the assistant's tokens of messages, the chat template must mark them.
-    template = get_training_chat_template(trainer.processing_class) if "messages" in rows.column_names else None
+    # Measured under the chat template that is trained with; to count the assistant's tokens, it must mark them
+    template, tokenizer = trainer.chat_template, trainer.processing_class
+    chats = any("messages" in rows.column_names for rows in held_out.values())
+    if chats and template is None and not has_generation_markers(tokenizer.chat_template or ""):
+        template = get_training_chat_template(tokenizer)
     add_callbacks(trainer, held_out, chat_template=template, every_n_steps=script_args.perplexity_steps)
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 

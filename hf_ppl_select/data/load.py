@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FILE_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
-CHAT_COLUMNS = ("messages", "tools", "chat_template_kwargs")  # what a chat template is rendered from
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # what a chat template is rendered from, beside messages
 
 
 def load_rows(name: str, config: str | None = None, split: str = "train") -> Dataset:
@@ -96,26 +96,31 @@ def load_answers(
 ) -> tuple[Dataset, int]:
     """Load the rows that have an answer to learn, as `prompt` and `completion` or as `messages`, and count the others.
 
+    Prompt and completion are texts or lists of messages; `tools` and `chat_template_kwargs` stay beside either kind.
+
     Args:
         prompt_column, completion_column: the columns to take as `prompt` and `completion`.
-        prompt_template: what to write around each prompt, e.g. `"Question: {prompt}\nAnswer:\n"`.
+        prompt_template: what to write around each prompt of text, e.g. `"Question: {prompt}\nAnswer:\n"`.
         name, config, split: as in [`load_rows`].
 
     Raises:
-        ValueError: as [`load_rows`]; or the columns are of neither kind, the template has no `{prompt}`, or no row
-            has an answer.
+        ValueError: as [`load_rows`]; or the columns are of neither kind, the template has no `{prompt}` or is for
+            messages, or no row has an answer.
     """
     if prompt_template is not None and "{prompt}" not in prompt_template:
         raise ValueError(f"prompt_template has no {{prompt}} in it: {prompt_template!r}.")
     rows = load_rows(name, config, split)
     pair = {prompt_column: "prompt", completion_column: "completion"}
+    more = [column for column in TEMPLATE_COLUMNS if column in rows.column_names and column not in pair]
     if set(pair) <= set(rows.column_names):
-        answered = rows.select_columns(list(pair)).filter(_has_both, batched=True, input_columns=list(pair))
+        if prompt_template is not None and getattr(rows.features[prompt_column], "dtype", "list") == "list":
+            raise ValueError(f"prompt_template is for prompts of text; {prompt_column!r} of {name} holds messages.")
+        answered = rows.select_columns([*pair, *more]).filter(_has_both, batched=True, input_columns=list(pair))
         answered = answered.rename_columns({old: new for old, new in pair.items() if old != new})
         if prompt_template is not None:
             answered = answered.map(lambda row: {"prompt": prompt_template.replace("{prompt}", row["prompt"])})
     elif "messages" in rows.column_names:
-        answered = rows.select_columns([column for column in CHAT_COLUMNS if column in rows.column_names])
+        answered = rows.select_columns(["messages", *more])
         answered = answered.filter(_has_assistant, batched=True, input_columns="messages")
     else:
         columns = ", ".join(rows.column_names)

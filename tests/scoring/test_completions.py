@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 
 from hf_ppl_select.scoring.rows import tokenize_rows, windows
 from tests.scoring.families import SENTENCES
-from tests.scoring.test_messages import ALL_FAMILIES, tokenizer_and_twin
+from tests.scoring.test_messages import ALL_FAMILIES, TOOL, tokenizer_and_twin
 
 TEXT = "\n".join(SENTENCES[:4]) + "\n\n  The end. " + " ".join(SENTENCES[:4])
 # Renders the prompt alone otherwise than before a completion (as Gemma's does), and what tools and variables there are
@@ -20,7 +20,6 @@ TEMPLATE = (
     "<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{{ '<think>' if think }}{% endif %}"
 )
-TOOL = {"type": "function", "function": {"name": "dose", "parameters": {"type": "object", "properties": {}}}}
 
 
 def prepared(rows, tokenizer, folder, **options):

@@ -55,7 +55,8 @@ def test_numbers_equal_the_models_own_loss(tiny_model, tiny_tokenizer, tiny_mode
     for i, text in enumerate(TEXTS):
         nll, num_tokens = plain_nll(tiny_model, tiny_tokenizer, text, bos == "auto")
         assert scored["num_tokens"][i] == num_tokens
-        assert scored["num_bytes"][i] == len(text.encode())
+        first = tiny_tokenizer.decode(tiny_tokenizer(text)["input_ids"][:1]) if bos == "none" else ""
+        assert scored["num_bytes"][i] == len(text.removeprefix(first).encode())
         if num_tokens:
             assert scored["nll_sum"][i] == pytest.approx(nll, rel=1e-5)
             assert scored["perplexity"][i] == pytest.approx(math.exp(nll / num_tokens), rel=1e-5)
@@ -157,6 +158,10 @@ def test_wrong_rows_are_named(scorer):
         Dataset.from_dict({"text": [1, 2]}).map(scorer, batched=True)
     with pytest.raises(TypeError, match="column 'text' holds int"):
         Dataset.from_dict({"text": [1, 2]}).map(scorer)
+    lists = Dataset.from_dict({"text": [["a", "b"], ["c", "d"]]})
+    for rows in (lists, lists.add_column("id", [1, 2]).to_iterable_dataset()):  # a row alone could be a batch
+        with pytest.raises(TypeError, match="column 'text' holds list, not a string: join its parts, or give each"):
+            list(rows.map(scorer))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from hf_ppl_select.scoring.rows import TokenizedRow, bos_token, columns_to_score, tokenize_rows, windows
+from hf_ppl_select.scoring.rows import TokenizedRow, bos_token, columns_to_score, is_one_row, tokenize_rows, windows
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{% if message['role'] == 'assistant' %}"
@@ -66,10 +66,10 @@ def test_bos_falls_back_to_eos_and_can_be_left_out(tiny_tokenizer):
 
 
 def test_of_prompt_and_completion_only_the_completion_counts(tiny_tokenizer):
-    batch = {"prompt": ["What is fever? ", None, "Nothing:"], "completion": ["A high temperature.", "Yes.", ""]}
+    batch = {"prompt": ["What is fever?", None, "Nothing:"], "completion": [" A high temperature.", "Yes.", ""]}
     rows = tokenize_rows(batch, tiny_tokenizer)
-    assert [counted_text(row, tiny_tokenizer) for row in rows] == ["A high temperature.", "Yes.", ""]
-    assert [row.num_bytes for row in rows] == [19, 4, 0]
+    assert [counted_text(row, tiny_tokenizer) for row in rows] == [" A high temperature.", "Yes.", ""]
+    assert [row.num_bytes for row in rows] == [20, 4, 0]
     assert tiny_tokenizer.decode(rows[0].ids) == "What is fever? A high temperature."
 
 
@@ -97,6 +97,8 @@ def test_a_template_that_marks_no_answer_is_an_error_that_names_it(tiny_tokenize
 def test_wrong_columns_and_values_are_named():
     assert columns_to_score({"text": 0, "messages": 0}, "text") == ("text",)
     assert columns_to_score({"prompt": 0, "completion": 0, "messages": 0}, "text") == ("messages",)
+    assert columns_to_score({"text": 0, "tools": 0}, "text") == ("text",)
+    assert columns_to_score({"tools": 0, "completion": 0, "prompt": 0}, "text") == ("prompt", "completion", "tools")
     with pytest.raises(KeyError, match=r"No column 'text'.*\['answer', 'prompt'\].*text_column"):
         columns_to_score({"prompt": 0, "answer": 0}, "text")
     with pytest.raises(TypeError, match="Row 1 of the batch: column 'text' holds int, not a string"):
@@ -105,6 +107,80 @@ def test_wrong_columns_and_values_are_named():
         tokenize_rows({"prompt": [""], "completion": [["b"]]}, lambda texts, **_: {"input_ids": [[] for _ in texts]})
     with pytest.raises(TypeError, match="Row 0 of the batch: 'messages' must be a list of dicts"):
         tokenize_rows({"messages": [["hello"]]}, None)
+    with pytest.raises(TypeError, match="Row 1 of the batch: 'messages' must be a list of dicts"):
+        tokenize_rows({"messages": [None, 5]}, None)
+    with pytest.raises(TypeError, match="Row 0 of the batch: column 'text' holds list, not a string: join its parts"):
+        tokenize_rows({"text": [["a", "b"]]}, None)
+    chat = {"messages": [None, CHAT]}
+    with pytest.raises(ValueError, match="Row 1 of the batch: column 'tools' is not JSON"):
+        tokenize_rows(chat | {"tools": [None, "{dose"]}, None)
+    with pytest.raises(TypeError, match="Row 0 of the batch: column 'chat_template_kwargs' holds str, not a dict"):
+        tokenize_rows(chat | {"chat_template_kwargs": ["{}", None]}, None)
+    for prompt in ("What?", None, []):
+        with pytest.raises(
+            TypeError, match="Row 0 of the batch: 'prompt' and 'completion' must both be texts, or both"
+        ):
+            tokenize_rows({"prompt": [prompt, CHAT[:1]], "completion": [CHAT[1:2], CHAT[1:2]]}, None)
+
+
+def test_a_row_that_the_chat_template_refuses_is_named(tiny_tokenizer):
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}{% generation %}{{ m['content'] + '' }}{% endgeneration %}{% endfor %}"
+    )
+    system = [{"role": "system", "content": "Be short."}, *CHAT]
+    refusal = (
+        r"Row 2 .* refuses messages of the roles system, user.*\(System role not supported\); .*leave out the row"
+    )
+    with pytest.raises(ValueError, match=refusal):
+        tokenize_rows({"messages": [CHAT, None, system]}, tiny_tokenizer, chat_template=template)
+    call = [CHAT[0], {"role": "assistant", "tool_calls": [{"name": "dose"}]}]
+    with pytest.raises(ValueError, match=r"Row 0 .* refuses messages of the roles user, assistant"):
+        tokenize_rows({"messages": [call]}, tiny_tokenizer, chat_template=template)
+    pair = {"prompt": [CHAT[:1], system], "completion": [CHAT[1:2], CHAT[1:2]]}
+    with pytest.raises(ValueError, match=refusal.replace("Row 2", "Row 1")):
+        tokenize_rows(pair, tiny_tokenizer, chat_template=template)
+
+
+def test_special_tokens_in_texts_can_be_split(tiny_tokenizer):
+    text, end = "Write <|endoftext|> at the end.", tiny_tokenizer.eos_token_id
+    batches = {"text": [text]}, {"prompt": [text], "completion": [f" {text}"]}
+    for batch in batches:
+        (row,) = tokenize_rows(batch, tiny_tokenizer)
+        (split,) = tokenize_rows(batch, tiny_tokenizer, split_special_tokens=True)
+        assert end in row.ids and end not in split.ids
+        assert tiny_tokenizer.decode(split.ids) == "".join(values[0] for values in batch.values())
+        assert row.num_bytes == split.num_bytes
+        assert (row,) == (*tokenize_rows(batch, tiny_tokenizer),)  # the tokenizer is as it was
+    with pytest.raises(ValueError, match="split_special_tokens is for texts"):
+        tokenize_rows({"messages": [CHAT]}, tiny_tokenizer, chat_template=CHAT_TEMPLATE, split_special_tokens=True)
+
+
+def test_a_row_and_a_batch_are_told_apart(tiny_tokenizer):
+    chat, other = CHAT[:2], CHAT[2:]
+    rows = [
+        {"text": "a"},
+        {"text": None},
+        {"text": ["a", "b"], "id": 3},
+        {"text": ["a", "b"], "tags": ["x"]},
+        {"messages": chat},
+        {"messages": []},
+        {"prompt": chat[:1], "completion": chat[1:], "tools": None},
+        {"prompt": "a", "completion": "b"},
+    ]
+    batches = [
+        {"text": ["a", "b"]},
+        {"text": ["a", "b"], "id": [3, 4]},
+        {"text": [["a", "b"]]},
+        {"text": []},
+        {"messages": [chat, other]},
+        {"messages": [[]]},
+        {"messages": [None, chat]},
+        {"prompt": [chat[:1]], "completion": [chat[1:]], "tools": [None]},
+    ]
+    for expected, examples in ((True, rows), (False, batches)):
+        for example in examples:
+            assert is_one_row(example, columns_to_score(example, "text")) is expected, example
 
 
 @pytest.mark.parametrize("bos", [None, 99])
