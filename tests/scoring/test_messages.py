@@ -145,14 +145,14 @@ def test_the_templates_of_trl_are_marked_where_transformers_finds_them():
         marks = has_generation_markers(source)
         assert (mark_blocks(source) is not None) == marks
         marked = mark_blocks(source if marks else source + "{% generation %}{% endgeneration %}")
-        if "llava" in path.name:  # takes contents of parts only
-            chat = [turn | {"content": [{"type": "text", "text": "Hi"}]} for turn in chat]
+        parts = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in chat]
+        messages = parts if "llava" in path.name else chat  # takes no contents of text
         for tools in (None, [TOOL]):
             options = {"tools": tools, "add_generation_prompt": True, **special}
             ((text,), (spans,)) = render_jinja_template(
-                [chat], chat_template=source, return_assistant_tokens_mask=True, **options
+                [messages], chat_template=source, return_assistant_tokens_mask=True, **options
             )
-            ((found,), _) = render_jinja_template([chat], chat_template=marked, **options)
+            ((found,), _) = render_jinja_template([messages], chat_template=marked, **options)
             assert _take_marks(found)[0] == text, path.name
             if marks:
                 assert _take_marks(found)[1] == spans, path.name
