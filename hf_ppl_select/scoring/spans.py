@@ -26,8 +26,10 @@ def token_extents(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
     starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
     before = np.maximum.accumulate(np.concatenate([[0], ends]))[:-1]
-    for token in np.flatnonzero((starts > before) | (starts == ends)):
-        if encoding.tokens[token].startswith("Ġ"):
+    cut = np.flatnonzero((starts > before) | (starts == ends))
+    names = encoding.tokens if len(cut) else []
+    for token in cut:
+        if names[token].startswith("Ġ"):
             starts[token] = min(before[token], starts[token])
             ends[token] = max(ends[token], starts[token] + 1)
     return starts, ends
@@ -48,7 +50,8 @@ def count_spans(text: str, spans: Sequence[tuple[int, int]], encoding: Encoding)
     counted = np.flatnonzero(before[ends] > before[starts]).tolist()
     for token in counted:
         inside[starts[token] : ends[token]] = True
-    spelled = "".join(character for character, counts in zip(text, inside.tolist()) if counts)
+    borders = np.flatnonzero(np.diff(inside, prepend=False)).tolist()
+    spelled = "".join(text[begin:end] for begin, end in zip(borders[::2], borders[1::2]))
     return counted, num_bytes(spelled), bytes_of_first(text, encoding) if counted[:1] == [0] else 0
 
 

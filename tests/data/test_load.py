@@ -42,3 +42,16 @@ def test_conversations_need_an_assistant_and_lose_other_columns(tmp_path):
     rows.to_parquet(tmp_path / "chats.parquet")
     answers, num_empty = load_answers(str(tmp_path / "chats.parquet"))
     assert answers.column_names == ["messages"] and (len(answers), num_empty) == (1, 1)
+
+
+def test_pairs_of_messages_keep_their_tools_and_take_no_template(tmp_path):
+    ask, answer = [{"role": "user", "content": "Why?"}], [{"role": "assistant", "content": "So."}]
+    rows = {"q": [ask, ask, None], "a": [answer, [], answer], "tools": ["[]"] * 3, "id": [1, 2, 3]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "pairs.parquet")
+    columns = {"prompt_column": "q", "completion_column": "a"}
+    answers, num_empty = load_answers(str(tmp_path / "pairs.parquet"), **columns)
+    assert answers[:] == {"prompt": [ask], "completion": [answer], "tools": ["[]"]} and num_empty == 2
+    with pytest.raises(
+        ValueError, match="prompt_template is for prompts of text; 'q' of .*pairs.parquet holds messages"
+    ):
+        load_answers(str(tmp_path / "pairs.parquet"), prompt_template="Q: {prompt}", **columns)

@@ -196,3 +196,50 @@ def test_options_that_contradict_fail_before_the_model_loads(options, message, c
     with pytest.raises((ValueError, OSError), match=message):
         train_here("cpt", common | {"dataset_name": corpus, "model_name_or_path": "no-model"} | options)
     assert not Path(common["output_dir"]).exists()
+
+
+TOOLS_TEMPLATE = (
+    "{{ bos_token }}{% if tools %}{{ tools | tojson }}\n{% endif %}{{ style }}{% for m in messages %}{{ m['role'] }}: "
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ m['content'] }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["messages", "pairs", "texts"])
+def test_held_out_rows_are_measured_as_the_trainer_evaluates_them(kind, common, model_dir, tmp_path):
+    """Tools and template arguments included: the callback's loss is SFTTrainer's own eval_loss on the same rows."""
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.chat_template = TOOLS_TEMPLATE
+    tokenizer.save_pretrained(model_dir)
+    parameters = {"type": "object", "properties": {"tablets": {"type": "number"}}}
+    more = {
+        "tools": [
+            {"type": "function", "function": {"name": "dose", "description": "how much", "parameters": parameters}}
+        ],
+        "chat_template_kwargs": {"style": "Short and kind."},
+    }
+    rows = []
+    for question, answer in zip(QUESTIONS, ANSWERS, strict=True):
+        prompt, completion = [{"role": "user", "content": question}], [{"role": "assistant", "content": answer}]
+        if kind == "messages":
+            rows.append({"messages": prompt + completion} | more)
+        elif kind == "pairs":
+            rows.append({"prompt": prompt, "completion": completion} | more)
+        else:  # written whole: the BOS that scoring puts first, the EOS that the trainer puts last
+            rows.append({"prompt": f"<|endoftext|>{question} ", "completion": f"{answer}<|endoftext|>"})
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", rows[:6])
+    options = {
+        "dataset_name": write_jsonl(tmp_path / "rows.jsonl", rows[6:]),
+        "eval_file": held_out,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "per_device_eval_batch_size": 6,  # one batch: a mean over all of its tokens
+        "max_length": 512,
+        "assistant_only_loss": kind == "messages",
+    }
+    log = train_here("sft", common | options)["log_history"]
+    ours = {row["step"]: row["domain_loss"] for row in log if "domain_loss" in row}
+    theirs = {row["step"]: row["eval_loss"] for row in log if "eval_loss" in row}
+    assert len(theirs) > 2
+    assert {step: ours[step] for step in theirs} == pytest.approx(theirs, rel=1e-4)
