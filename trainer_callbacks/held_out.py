@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class HeldOutSet:
     """Held-out rows as tokens; measured, they give what `hf_ppl_select.scoring.perplexity.evaluate_perplexity` does.
 
-    Of texts every token counts, of `prompt` and `completion` those of the completion, of `messages` the assistant's.
+    Of texts every token counts, of `prompt` and `completion` those of the completion, of `messages` the assistant's:
+    see [`hf_ppl_select.scoring.rows.tokenize_rows`].
     """
 
     name: str

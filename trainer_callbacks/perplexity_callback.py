@@ -44,7 +44,8 @@ class PerplexityCallback(MeasuringCallback):
     Args:
         trainer: any [`~transformers.Trainer`] with a causal LM, also wrapped by PEFT.
         held_out: name -> texts, or a [`~datasets.Dataset`] with a text column, `messages` (the assistant's tokens
-            count) or `prompt` and `completion` (the completion counts), e.g. `{"domain": ..., "general": ...}`.
+            count) or `prompt` and `completion`, texts or messages (the completion counts), with `tools` and
+            `chat_template_kwargs` beside messages; e.g. `{"domain": ..., "general": ...}`.
         landscape: a fixed sample of the corpus's chunks, of the same kinds; a few hundred will do.
         text_column: the column of a dataset that holds the text.
         tokenizer: default: the trainer's.

@@ -83,7 +83,7 @@ def render_with_spans(
     if marked is not None:
         if _BEGINS in text or _ENDS in text:
             raise ValueError(f"Row {row} of the batch holds U+FDD0 or U+FDD1, which are no characters: take them out.")
-        found, spans = _take_marks(render(messages, row, tokenizer, {**options, "chat_template": marked}))
+        found, spans = take_marks(render(messages, row, tokenizer, {**options, "chat_template": marked}))
         if found != text:
             raise ValueError(
                 f"Row {row} of the batch: what the {{% generation %}} blocks of the chat template write cannot be "
@@ -129,18 +129,7 @@ def mark_blocks(template: str) -> str | None:
     return "".join(written) + last_newline if has_blocks else None
 
 
-def _template_of(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> str:
-    """The source of the template that `apply_chat_template` would take."""
-    try:
-        return tokenizer.get_chat_template(options["chat_template"], options["tools"])
-    except ValueError as error:
-        raise ValueError(
-            f"Messages need a chat template, and the tokenizer {tokenizer.name_or_path!r} gives none ({error}); pass "
-            "PerplexityScorer(..., chat_template=...)."
-        ) from error
-
-
-def _take_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
+def take_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
     """The text without marks, and the spans between them; blocks in blocks are one span."""
     pieces, spans, position, depth, begin = [], [], 0, 0, 0
     for piece in re.split(f"([{_BEGINS}{_ENDS}])", marked):
@@ -157,6 +146,17 @@ def _take_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
     if depth > 0:  # `continue_final_message` ends the text inside of the block
         spans.append((begin, position))
     return "".join(pieces), spans
+
+
+def _template_of(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> str:
+    """The source of the template that `apply_chat_template` would take."""
+    try:
+        return tokenizer.get_chat_template(options["chat_template"], options["tools"])
+    except ValueError as error:
+        raise ValueError(
+            f"Messages need a chat template, and the tokenizer {tokenizer.name_or_path!r} gives none ({error}); pass "
+            "PerplexityScorer(..., chat_template=...)."
+        ) from error
 
 
 def _says_something(turn: Mapping[str, Any]) -> bool:

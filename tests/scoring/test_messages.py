@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from trl.chat_template_utils import has_generation_markers
 
 from hf_ppl_select.likelihood.engine import LikelihoodEngine
-from hf_ppl_select.scoring.messages import _take_marks, mark_blocks
+from hf_ppl_select.scoring.messages import mark_blocks, take_marks
 from hf_ppl_select.scoring.rows import tokenize_rows
 from hf_ppl_select.scoring.texts import score_rows
 from tests.scoring.chats import CONVERSATIONS, END, TEMPLATES
@@ -153,9 +153,9 @@ def test_the_templates_of_trl_are_marked_where_transformers_finds_them():
                 [messages], chat_template=source, return_assistant_tokens_mask=True, **options
             )
             ((found,), _) = render_jinja_template([messages], chat_template=marked, **options)
-            assert _take_marks(found)[0] == text, path.name
+            assert take_marks(found)[0] == text, path.name
             if marks:
-                assert _take_marks(found)[1] == spans, path.name
+                assert take_marks(found)[1] == spans, path.name
                 num_marked += bool(spans)
     assert num_marked > 40
 

@@ -151,6 +151,27 @@ def test_prompt_completion_and_messages(tiny_model_dir, tiny_model, tiny_tokeniz
     assert_equal_columns(chats.map(scorer), scored)
 
 
+def test_pairs_of_messages_with_tools_and_variables(tiny_model_dir, tiny_model, tiny_tokenizer):
+    template = "{% if tools %}{{ tools | tojson }}\n{% endif %}{{ style }}" + CHAT_TEMPLATE
+    rows = {"prompt": [CHAT[:1], CHAT[:3], None], "completion": [CHAT[1:2], CHAT[3:], None]}
+    rows |= {"tools": ['[{"name": "dose"}]', None, None], "chat_template_kwargs": [{"style": "Kind."}] * 3}
+    scorer = PerplexityScorer(tiny_model_dir, chat_template=template)
+    scored = Dataset.from_dict(rows).map(scorer, batched=True)
+    for row, start in zip(scored, ('[{"name": "dose"}]\nKind.', "Kind.", "")):
+        if row["prompt"] is None:
+            assert (row["num_tokens"], row["num_bytes"]) == (0, 0)
+            continue
+        before = start + "".join(f"<{turn['role']}>{turn['content']}" for turn in row["prompt"])
+        whole, num_whole = plain_nll(
+            tiny_model, tiny_tokenizer, f"{before}<assistant>{row['completion'][0]['content']}"
+        )
+        prompt, num_prompt = plain_nll(tiny_model, tiny_tokenizer, before)
+        assert row["num_tokens"] == num_whole - num_prompt
+        assert row["nll_sum"] == pytest.approx(whole - prompt, rel=1e-5)
+        assert row["num_bytes"] == len(f"<assistant>{row['completion'][0]['content']}".encode())
+    assert_equal_columns(Dataset.from_dict(rows).map(scorer), scored)
+
+
 def test_wrong_rows_are_named(scorer):
     with pytest.raises(KeyError, match=r"No column 'text' to score; the columns are \['id', 'question'\]"):
         Dataset.from_dict({"id": [1], "question": ["a"]}).map(scorer, batched=True)
@@ -202,9 +223,16 @@ def test_fingerprint_is_the_same_before_and_after_use_and_in_another_process(sco
 def test_fingerprint_changes_with_settings_and_with_weights(tiny_model_dir, tiny_model, monkeypatch):
     hashes = {
         Hasher.hash(PerplexityScorer(tiny_model_dir, **options))
-        for options in ({}, {"bos": "none"}, {"max_length": 64}, {"stride": 8}, {"dtype": "float32"})
+        for options in (
+            {},
+            {"bos": "none"},
+            {"max_length": 64},
+            {"stride": 8},
+            {"dtype": "float32"},
+            {"split_special_tokens": True},
+        )
     }
-    assert len(hashes) == 5
+    assert len(hashes) == 6
     plain = Hasher.hash(PerplexityScorer(tiny_model_dir))
     with torch.no_grad():
         tiny_model.lm_head.weight[0, 0] += 1e-3
