@@ -73,7 +73,7 @@ def score_rows(
 ) -> TextLikelihoods:
     """Sum each row's nll over its counted tokens; rows longer than `max_length` go through overlapping windows.
 
-    A row's first token counts only behind a BOS: without one, neither it nor its bytes do.
+    A row's first token counts only behind a BOS: without one, neither it nor its bytes do. No tokens, no bytes.
 
     Raises:
         ValueError: not `1 <= stride < max_length`.
@@ -91,7 +91,7 @@ def score_rows(
     nll_sum = np.zeros(len(rows), dtype=np.float64)
     np.add.at(nll_sum, np.asarray(owner, dtype=np.int64), engine.nll(sequences, counted, progress=progress))
     num_bytes = [row.num_bytes - (0 if row.follows(bos) else row.num_bytes_first) for row in rows]
-    return TextLikelihoods(nll_sum, num_tokens, np.array(num_bytes, dtype=np.int32))
+    return TextLikelihoods(nll_sum, num_tokens, np.where(num_tokens > 0, np.array(num_bytes, dtype=np.int32), 0))
 
 
 def evaluate_perplexity(

@@ -267,12 +267,16 @@ def test_messages_with_a_template_from_a_file(options, tmp_path):
     from tests.scoring.test_rows import CHAT, CHAT_TEMPLATE
 
     (tmp_path / "template.jinja").write_text(CHAT_TEMPLATE)
-    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": CHAT}) + "\n")
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": CHAT, "tools": None}) + "\n")
     chats = options | {"dataset_name": tmp_path / "chats.jsonl", "chunk_length": 0}
     with pytest.raises(ValueError, match="chat_template"):
         run(tmp_path / "scored", **chats)
     run(tmp_path / "scored", **chats, chat_template_file=tmp_path / "template.jinja")
     assert load_rows(str(tmp_path / "scored"))[0]["num_tokens"] > 5
+    pair = {"prompt": CHAT[:1], "completion": CHAT[1:2], "tools": None}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(pair) + "\n")
+    run(tmp_path / "pairs", **chats, chat_template_file=tmp_path / "template.jinja")
+    assert load_rows(str(tmp_path / "pairs"))[0]["num_bytes"] == len("<assistant>A high temperature.")
 
 
 @pytest.mark.parametrize(
