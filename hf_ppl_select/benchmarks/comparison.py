@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,6 @@ def compare_records(
     """
     first, second = (_records(run) for run in (ours, baseline))
     differences = paired_differences(first.records, second.records, first.groups, seed, num_resamples)
-    metric = load_metric("paired_comparison")
     rows = {}
     for title, estimates in differences.items():
         names = _members(title, first, second)
@@ -99,26 +99,29 @@ def compare_records(
             {metric: float(np.mean([_value(run.records[name], metric) for name in names])) for metric in METRICS}
             for run in (first, second)
         ]
-        test = {}
-        if title in first.records:
-            found = metric.compute(
-                predictions=[list(record.log_likelihoods) for record in first.records[title]],
-                baseline_predictions=[list(record.log_likelihoods) for record in second.records[title]],
-                references=[record.gold for record in first.records[title]],
-                num_resamples=1,  # the interval comes from above, where averages get theirs too
-            )
-            test = {
-                "mcnemar_p": found["mcnemar_p"],
-                "only_ours": found["only_predictions"],
-                "only_baseline": found["only_baseline"],
-            }
+        test = mcnemar_test(first.records[title], second.records[title]) if title in first.records else {}
         rows[title] = ComparedBenchmark(*means, estimates, **test)
     return RunComparison(str(first.settings["model"]), str(second.settings["model"]), rows)
 
 
+def mcnemar_test(ours: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:
+    """`mcnemar_p`, `only_ours` and `only_baseline` on the same questions, see [`ComparedBenchmark`]."""
+    found = load_metric("paired_comparison").compute(
+        predictions=[list(record.log_likelihoods) for record in ours],
+        baseline_predictions=[list(record.log_likelihoods) for record in baseline],
+        references=[record.gold for record in ours],
+        num_resamples=1,  # its interval is not asked for
+    )
+    return {
+        "mcnemar_p": found["mcnemar_p"],
+        "only_ours": found["only_predictions"],
+        "only_baseline": found["only_baseline"],
+    }
+
+
 def calibration(results: BenchmarkResults) -> dict[str, dict[str, float]]:
-    """What the module `choice_calibration` finds, by benchmark."""
-    module = load_metric("choice_calibration")
+    """What the module `multiple_choice` finds, by benchmark."""
+    module = load_metric("multiple_choice")
     settings = {"seed": results.seed, "num_resamples": results.num_resamples}
     return {
         name: module.compute(**metric_inputs(result.records), **settings)

@@ -9,15 +9,14 @@ if TYPE_CHECKING:
     import evaluate
 
 METRICS = ("choice_accuracy", "choice_accuracy_norm", "choice_bits_per_byte")  # the columns of a table of results
-MODULES = (*METRICS, "choice_calibration", "paired_comparison")
+MODULES = ("multiple_choice", "paired_comparison")
 
 
 def load_metric(name: str) -> evaluate.EvaluationModule:
     """Load one of the package's `evaluate` modules.
 
     Args:
-        name: `"choice_accuracy"`, `"choice_accuracy_norm"`, `"choice_bits_per_byte"`, `"choice_calibration"` (all of
-            one run), or `"paired_comparison"` (of two runs).
+        name: `"multiple_choice"` (all metrics of one run), or `"paired_comparison"` (of two runs).
     """
     import evaluate
 

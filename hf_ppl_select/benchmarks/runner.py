@@ -201,8 +201,5 @@ def _record(question: Question, requests: Sequence[Request], log_likelihoods: li
 
 
 def _metrics(records: Sequence[Record], seed: int, num_resamples: int) -> dict[str, Estimate]:
-    inputs, metrics = metric_inputs(records), {}
-    for name in METRICS:
-        found = load_metric(name).compute(**inputs, seed=seed, num_resamples=num_resamples)
-        metrics[name] = Estimate(found[name], found[f"{name}_low"], found[f"{name}_high"], found["n"])
-    return metrics
+    found = load_metric("multiple_choice").compute(**metric_inputs(records), seed=seed, num_resamples=num_resamples)
+    return {name: Estimate(*(found[f"{name}{end}"] for end in ("", "_low", "_high")), found["n"]) for name in METRICS}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from comparing.run_comparison import Interval, group_interval, verdict
 from comparing.run_records import Measure, Run
-from hf_ppl_select.benchmarks import load_metric
+from hf_ppl_select.benchmarks.comparison import mcnemar_test
 
 
 def cost_table(groups: Mapping[str, Sequence[Run]]) -> str:
@@ -99,7 +99,6 @@ def intervals_cover(groups: Mapping[str, Sequence[Run]]) -> str:
 def paired_tests(groups: Mapping[str, Sequence[Run]], baseline: str) -> list[str]:
     """McNemar's exact test of accuracy, run by run: the first of a group with the first of the baseline, and so on."""
     lines = []
-    metric = load_metric("paired_comparison")
     for name in groups:
         if name == baseline:
             continue
@@ -108,13 +107,8 @@ def paired_tests(groups: Mapping[str, Sequence[Run]], baseline: str) -> list[str
             for benchmark in ours.records:
                 if benchmark not in theirs.records:
                     continue
-                found = metric.compute(
-                    predictions=[list(record.log_likelihoods) for record in ours.records[benchmark]],
-                    baseline_predictions=[list(record.log_likelihoods) for record in theirs.records[benchmark]],
-                    references=[record.gold for record in ours.records[benchmark]],
-                    num_resamples=1,
-                )
-                counts = f"{found['only_predictions']} | {found['only_baseline']}"
+                found = mcnemar_test(ours.records[benchmark], theirs.records[benchmark])
+                counts = f"{found['only_ours']} | {found['only_baseline']}"
                 lines.append(f"| {benchmark} | {run} | {other} | {counts} | {found['mcnemar_p']:.3g} |")
     if not lines:
         return []

@@ -536,7 +536,7 @@ def test_metrics_are_those_of_the_modules(results):
         nats = -sum(record.log_likelihoods[record.gold] for record in result.records)
         num_bytes = sum(record.num_bytes[record.gold] for record in result.records)
         assert result.metrics["choice_bits_per_byte"].value == pytest.approx(nats / math.log(2) / num_bytes)
-        found = load_metric("choice_accuracy_norm").compute(
+        found = load_metric("multiple_choice").compute(
             predictions=[record.log_likelihoods for record in result.records],
             references=[record.gold for record in result.records],
             num_chars=[record.num_chars for record in result.records],
@@ -596,7 +596,7 @@ def test_paired_difference_sees_what_two_intervals_do_not(results):
     assert difference.value == pytest.approx(5 / 60)
     assert 0 < difference.low < difference.value < difference.high < 0.2
     apart = [
-        load_metric("choice_accuracy").compute(
+        load_metric("multiple_choice").compute(
             predictions=[r.log_likelihoods for r in run.benchmarks["mine"].records], references=[0] * 60
         )
         for run in (ours, theirs)

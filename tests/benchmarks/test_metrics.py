@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import evaluate
@@ -21,11 +22,6 @@ INPUTS = {
     "num_chars": [[1, 1], [12, 2, 6], [2, 2, 2, 2]],
     "num_bytes": [[1, 1], [14, 2, 6], [2, 2, 2, 5]],
 }
-NEEDS = {
-    "choice_accuracy": ["predictions", "references"],
-    "choice_accuracy_norm": ["predictions", "references", "num_chars"],
-    "choice_bits_per_byte": ["predictions", "references", "num_bytes"],
-}
 VALUES = {
     "choice_accuracy": 1 / 3,
     "choice_accuracy_norm": 2 / 3,
@@ -33,18 +29,30 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_value_by_hand_with_interval_around_it(name):
-    found = load_metric(name).compute(**{key: INPUTS[key] for key in NEEDS[name]})
-    assert found[name] == pytest.approx(VALUES[name], rel=1e-12)
-    assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+def test_values_by_hand_with_intervals_around_them():
+    found = load_metric("multiple_choice").compute(**INPUTS)
+    assert {name: found[name] for name in METRICS} == pytest.approx(VALUES, rel=1e-12)
     assert found["n"] == 3
-    assert set(found) == {name, f"{name}_low", f"{name}_high", "n"}
+    with_interval = (*METRICS, "choice_calibration_brier")
+    for name in with_interval:
+        assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+    ends = {f"{name}{end}" for name in with_interval for end in ("", "_low", "_high")}
+    assert set(found) == ends | {"choice_calibration_ece", "choice_calibration_confidence", "n"}
+
+
+def test_what_needs_lengths_is_left_out_without_them():
+    metric = load_metric("multiple_choice")
+    plain = metric.compute(predictions=INPUTS["predictions"], references=INPUTS["references"])
+    whole = metric.compute(**INPUTS)
+    assert {key for key in whole if key not in plain} == {
+        f"{name}{end}" for name in METRICS[1:] for end in ("", "_low", "_high")
+    }
+    assert plain == {key: whole[key] for key in plain}
 
 
 def test_interval_of_a_proportion_agrees_with_the_normal_one():
     right = np.arange(400) < 240  # 60 % of 400: standard error sqrt(0.6 * 0.4 / 400) = 0.0245
-    found = load_metric("choice_accuracy").compute(
+    found = load_metric("multiple_choice").compute(
         predictions=[[-1.0, -2.0] if r else [-2.0, -1.0] for r in right], references=[0] * 400, num_resamples=4000
     )
     assert found["choice_accuracy"] == pytest.approx(0.6)
@@ -56,7 +64,7 @@ def test_interval_of_bits_per_byte_agrees_with_the_ratio_estimator():
     rng = np.random.default_rng(0)
     length = rng.integers(1, 40, size=500)
     nats = length * rng.gamma(4.0, 0.25, size=500)
-    found = load_metric("choice_bits_per_byte").compute(
+    found = load_metric("multiple_choice").compute(
         predictions=[[-x, -1.0] for x in nats], references=[0] * 500, num_bytes=[[n, 1] for n in length]
     )
     ratio = nats.sum() / length.sum()
@@ -68,26 +76,22 @@ def test_interval_of_bits_per_byte_agrees_with_the_ratio_estimator():
     )
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_interval_covers_the_truth_about_as_often_as_it_says(name):
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
     rng = np.random.default_rng(1)
-    metric, covered = load_metric(name), 0
+    metric, covered = load_metric("multiple_choice"), Counter()
     for seed in range(60):  # 2 choices, log-likelihoods of N(0, 1) differences: right half of the time, 1 nat a byte
         scores = np.stack([-rng.gamma(2.0, 1.0, size=200), -rng.gamma(2.0, 1.0, size=200)], axis=1)
-        inputs = {
-            "predictions": scores.tolist(),
-            "references": [0] * 200,
-            "num_chars": [[2, 2]] * 200,
-            "num_bytes": [[2, 2]] * 200,
-        }
-        found = metric.compute(**{key: inputs[key] for key in NEEDS[name]}, seed=seed, num_resamples=300)
-        truth = 1 / np.log(2) if name == "choice_bits_per_byte" else 0.5
-        covered += found[f"{name}_low"] <= truth <= found[f"{name}_high"]
-    assert covered >= 51  # 95 % of 60 is 57; below 51 has a probability of about 0.002
+        lengths = {"num_chars": [[2, 2]] * 200, "num_bytes": [[2, 2]] * 200}
+        found = metric.compute(
+            predictions=scores.tolist(), references=[0] * 200, **lengths, seed=seed, num_resamples=300
+        )
+        for name in METRICS:
+            truth = 1 / np.log(2) if name == "choice_bits_per_byte" else 0.5
+            covered[name] += found[f"{name}_low"] <= truth <= found[f"{name}_high"]
+    assert min(covered[name] for name in METRICS) >= 51  # 95 % is 57; below 51 has a probability of about 0.002
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_seed_decides_the_interval_and_nothing_else_does(name):
+def test_seed_decides_the_intervals_and_nothing_else_does():
     rng = np.random.default_rng(2)
     inputs = {
         "predictions": (-rng.gamma(2.0, 1.0, size=(997, 4))).tolist(),
@@ -95,20 +99,16 @@ def test_seed_decides_the_interval_and_nothing_else_does(name):
         "num_chars": rng.integers(1, 9, size=(997, 4)).tolist(),
         "num_bytes": rng.integers(1, 9, size=(997, 4)).tolist(),
     }
-    inputs = {key: inputs[key] for key in NEEDS[name]}
-    first = load_metric(name).compute(**inputs, seed=5)
+    metric = load_metric("multiple_choice")
+    first = metric.compute(**inputs, seed=5)
     np.random.seed(99)
-    assert load_metric(name).compute(**inputs, seed=5) == first
-    other = load_metric(name).compute(**inputs, seed=6)
-    assert other[name] == first[name]
-    assert (other[f"{name}_low"], other[f"{name}_high"]) != (first[f"{name}_low"], first[f"{name}_high"])
-    narrow = load_metric(name).compute(**inputs, seed=5, confidence=0.5)
-    assert narrow[f"{name}_high"] - narrow[f"{name}_low"] < first[f"{name}_high"] - first[f"{name}_low"]
-
-
-def test_combine_takes_one_set_of_inputs():
-    found = evaluate.combine([load_metric(name) for name in METRICS]).compute(**INPUTS)
-    assert {name: found[name] for name in METRICS} == pytest.approx(VALUES)
+    assert metric.compute(**inputs, seed=5) == first
+    other, narrow = metric.compute(**inputs, seed=6), metric.compute(**inputs, seed=5, confidence=0.5)
+    for name in (*METRICS, "choice_calibration_brier"):
+        low, high = f"{name}_low", f"{name}_high"
+        assert other[name] == first[name]
+        assert (other[low], other[high]) != (first[low], first[high])
+        assert narrow[high] - narrow[low] < first[high] - first[low]
 
 
 def test_combine_takes_every_module():
@@ -123,7 +123,7 @@ def test_combine_takes_every_module():
 def test_calibration_by_hand():
     # Sure by 0.8 and right three times of four; sure by 0.5 (a tie) and right once of two.
     sure, tie = [np.log(0.8), np.log(0.2)], [-3.0, -3.0]
-    found = load_metric("choice_calibration").compute(
+    found = load_metric("multiple_choice").compute(
         predictions=[sure] * 4 + [tie] * 2, references=[0, 0, 0, 1, 0, 1], num_bins=5
     )
     assert found["choice_calibration_ece"] == pytest.approx((4 * 0.05 + 0) / 6)
@@ -133,7 +133,7 @@ def test_calibration_by_hand():
 
 
 def test_calibration_of_certainty():
-    metric = load_metric("choice_calibration")
+    metric = load_metric("multiple_choice")
     right = metric.compute(predictions=[[0.0, float("-inf")]] * 3, references=[0] * 3)
     assert (right["choice_calibration_brier"], right["choice_calibration_ece"]) == (0.0, 0.0)
     wrong = metric.compute(predictions=[[0.0, -2000.0]] * 3, references=[1] * 3)
@@ -145,7 +145,7 @@ def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_has_not()
     probability = rng.uniform(0.5, 1.0, size=20_000)
     references = (rng.random(20_000) > probability).astype(int).tolist()
     honest = np.log(np.stack([probability, 1 - probability], axis=1))
-    metric = load_metric("choice_calibration")
+    metric = load_metric("multiple_choice")
     errors = [
         metric.compute(predictions=(factor * honest).tolist(), references=references, num_resamples=2)[
             "choice_calibration_ece"
@@ -183,68 +183,54 @@ def test_paired_interval_covers_the_truth_about_as_often_as_it_says():
 
 
 @pytest.mark.parametrize(
-    ("name", "inputs", "message"),
+    ("inputs", "message"),
     [
-        ("choice_calibration", {"predictions": [[-1.0, float("nan")]], "references": [0]}, "Question 0: a log-l.*NaN"),
-        ("choice_calibration", {"predictions": [[float("-inf")] * 2], "references": [0]}, "none of them is finite"),
-        ("choice_calibration", {"predictions": [[-1.0, -2.0]], "references": [2]}, "reference 2 is no index"),
-        ("choice_calibration", {"predictions": [[-1.0, -2.0]], "references": [0], "num_bins": 0}, "num_bins"),
-        ("choice_calibration", {"predictions": [], "references": []}, "no questions"),
+        ({"predictions": [], "baseline_predictions": [], "references": []}, "no questions"),
         (
-            "paired_comparison",
-            {"predictions": [], "baseline_predictions": [], "references": []},
-            "no questions",
-        ),
-        (
-            "paired_comparison",
             {"predictions": [[-1.0, -2.0]], "baseline_predictions": [[-1.0, float("nan")]], "references": [0]},
             "Question 0: a log-likelihood in baseline_predictions is NaN",
         ),
         (
-            "paired_comparison",
             {"predictions": [[-1.0, -2.0]], "baseline_predictions": [[-1.0, -2.0, -3.0]], "references": [0]},
             "Question 0: 2 choices in predictions, 3 in the baseline",
         ),
     ],
 )
-def test_bad_input_of_the_other_modules_is_refused(name, inputs, message):
+def test_bad_input_of_a_comparison_is_refused(inputs, message):
     with pytest.raises(ValueError, match=message):
-        load_metric(name).compute(**inputs)
+        load_metric("paired_comparison").compute(**inputs)
 
 
 def test_batches_add_up():
-    metric = load_metric("choice_accuracy_norm")
+    metric = load_metric("multiple_choice")
     for i in range(3):
-        metric.add_batch(**{key: INPUTS[key][i : i + 1] for key in NEEDS["choice_accuracy_norm"]})
-    assert metric.compute()["choice_accuracy_norm"] == pytest.approx(2 / 3)
+        metric.add_batch(**{key: INPUTS[key][i : i + 1] for key in ("predictions", "references")})
+    assert metric.compute(**{key: INPUTS[key] for key in ("num_chars", "num_bytes")}) == metric.compute(**INPUTS)
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "message"),
+    ("change", "message"),
     [
-        ("choice_accuracy", {"references": [0, 3, 3]}, "Question 1: reference 3 is no index of 3 choices"),
-        ("choice_accuracy", {"references": [0, -1, 3]}, "Question 1: reference -1"),
-        ("choice_accuracy", {"predictions": [[-1.0, float("nan")], *INPUTS["predictions"][1:]]}, "Question 0.*NaN"),
-        ("choice_accuracy_norm", {"num_chars": [[1, 1], [12, 2], [2, 2, 2, 2]]}, "Question 1: num_chars"),
-        ("choice_accuracy_norm", {"num_chars": [[1, 0], [12, 2, 6], [2, 2, 2, 2]]}, "Question 0: num_chars"),
-        ("choice_bits_per_byte", {"num_bytes": [[1, 1], [14, 2, 6], [2, 2]]}, "Question 2: num_bytes"),
-        ("choice_bits_per_byte", {"predictions": [[float("-inf"), -1.0], *INPUTS["predictions"][1:]]}, "not finite"),
+        ({"references": [0, 3, 3]}, "Question 1: reference 3 is no index of 3 choices"),
+        ({"references": [0, -1, 3]}, "Question 1: reference -1"),
+        ({"predictions": [[-1.0, float("nan")], *INPUTS["predictions"][1:]]}, "Question 0: a log-l.*NaN"),
+        ({"predictions": [[float("-inf")] * 2, *INPUTS["predictions"][1:]]}, "none of them is finite"),
+        ({"num_bins": 0}, "num_bins must be at least 1, not 0"),
+        ({"num_chars": [[1, 1], [12, 2], [2, 2, 2, 2]]}, "Question 1: num_chars"),
+        ({"num_chars": [[1, 0], [12, 2, 6], [2, 2, 2, 2]]}, "Question 0: num_chars"),
+        ({"num_chars": [[1, 1]]}, "num_chars has 1 questions, references 3"),
+        ({"num_bytes": [[1, 1], [14, 2, 6], [2, 2]]}, "Question 2: num_bytes"),
+        ({"predictions": [[float("-inf"), -1.0], *INPUTS["predictions"][1:]]}, "Question 0: .*right.*not finite"),
+        ({key: [] for key in INPUTS}, "no questions"),
     ],
 )
-def test_bad_input_is_refused_and_the_question_named(name, change, message):
-    inputs = {key: change.get(key, INPUTS[key]) for key in NEEDS[name]}
+def test_bad_input_is_refused_and_the_question_named(change, message):
     with pytest.raises(ValueError, match=message):
-        load_metric(name).compute(**inputs)
-
-
-@pytest.mark.parametrize("name", METRICS)
-def test_no_questions_is_an_error(name):
-    with pytest.raises(ValueError, match="no questions"):
-        load_metric(name).compute(**{key: [] for key in NEEDS[name]})
+        load_metric("multiple_choice").compute(**{**INPUTS, **change})
 
 
 def test_unknown_metric_lists_those_there_are():
-    with pytest.raises(ValueError, match="choice_accuracy_norm"):
+    with pytest.raises(ValueError, match="no metric 'accuracy'; there are multiple_choice, paired_comparison"):
         load_metric("accuracy")
 
 
@@ -272,7 +258,7 @@ def test_loads_offline_from_a_read_only_folder_in_two_processes_at_once(tmp_path
         path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
     code = (
         "import evaluate, sys\n"
-        f"metric = evaluate.load({str(package / 'choice_accuracy')!r})\n"
+        f"metric = evaluate.load({str(package / 'multiple_choice')!r})\n"
         "print(metric.compute(predictions=[[-1.0, -2.0], [-1.0, -2.0]], references=[0, 1])['choice_accuracy'])"
     )
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
