@@ -127,7 +127,7 @@ def main(args):
     for run in ("base", *runs):
         print(f"\n[{time.monotonic() - started:4.0f} s] Evaluate {run}", flush=True)
         evaluate_model(model if run == "base" else folder / run, texts, folder / "evaluations" / run)
-    report = write_report(folder, args, texts, runs, seconds=time.monotonic() - started)
+    report = write_report(folder, args, runs, seconds=time.monotonic() - started)
     print(f"\n{report.read_text(encoding='utf-8')}\n{report} · {time.monotonic() - started:.0f} s in this run")
 
 

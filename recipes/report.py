@@ -29,8 +29,8 @@ class ReportArguments:
 
 def main(args):
     from comparing.plot import plot_differences
-    from comparing.run_comparison import difference
-    from comparing.run_records import measures_of, read_groups
+    from comparing.run_comparison import differences
+    from comparing.run_records import read_groups
     from comparing.tables import caveats, cost_table, differences_table, intervals_cover, paired_tests, values_table
     from hf_ppl_select.data.saving import write_atomically
 
@@ -40,14 +40,7 @@ def main(args):
         raise ValueError(f"there is no group {baseline!r} to compare with; the groups are {', '.join(groups)}.")
     if len(groups) < 2:
         raise ValueError("there is one group of runs and nothing to compare it with; give two, or measure the base.")
-    measures = measures_of(groups)
-    others = [name for name in groups if name != baseline]
-    rows = [(measure, {}) for measure in measures]
-    for measure, found in rows:
-        for name in others:
-            if (one := difference(measure, groups[name], groups[baseline])) is not None:
-                found[name] = one
-    rows = [(measure, found) for measure, found in rows if found]
+    rows = differences(groups, baseline)
 
     folder = Path(args.output_dir)
     sections = ["# Comparison of runs", cost_table(groups), *caveats(groups, baseline)]

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "recipes/training": "data hf_ppl_select likelihood scoring trainer_callbacks",
     "recipes/fitting": "data hf_ppl_select law likelihood plots probes recipes/training scoring selection "
     "trainer_callbacks",
-    "recipes/quickstart_steps": "benchmarks data hf_ppl_select law likelihood plots recipes/fitting scoring",
+    "recipes/quickstart_steps": "data hf_ppl_select law likelihood plots recipes/comparing recipes/fitting scoring",
     "recipes": "benchmarks command data hf_ppl_select hub law likelihood plots scoring selection streaming "
     "recipes/comparing recipes/fitting recipes/quickstart_steps recipes/training",
 }

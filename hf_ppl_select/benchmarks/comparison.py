@@ -90,7 +90,9 @@ def compare_records(
     comparison.rows["medqa_4options"].mcnemar_p
     ```
     """
-    first, second = (_records(run) for run in (ours, baseline))
+    first, second = (
+        run.saved_records() if isinstance(run, BenchmarkResults) else load_records(run) for run in (ours, baseline)
+    )
     differences = paired_differences(first.records, second.records, first.groups, seed, num_resamples)
     rows = {}
     for title, estimates in differences.items():
@@ -142,16 +144,6 @@ def calibration_table(results: BenchmarkResults) -> str:
             f"{results.benchmarks[name].metrics['choice_accuracy'].value:.4f} |"
         )
     return "\n".join(lines)
-
-
-def _records(run: str | os.PathLike | BenchmarkResults) -> SavedRecords:
-    if not isinstance(run, BenchmarkResults):
-        return load_records(run)
-    return SavedRecords(
-        {name: result.records for name, result in run.benchmarks.items()},
-        {name: result.group for name, result in run.benchmarks.items()},
-        {"model": run.model},
-    )
 
 
 def _members(title: str, ours: SavedRecords, baseline: SavedRecords) -> Sequence[str]:

@@ -69,12 +69,15 @@ class BenchmarkResults:
         Raises:
             ValueError: no benchmark in common, or a benchmark's questions differ.
         """
-        return paired_differences(
+        ours, theirs = self.saved_records(), other.saved_records()
+        return paired_differences(ours.records, theirs.records, ours.groups, self.seed, self.num_resamples)
+
+    def saved_records(self) -> SavedRecords:
+        """What [`load_records`] reads from the file that [`save_records`] writes."""
+        return SavedRecords(
             {name: result.records for name, result in self.benchmarks.items()},
-            {name: result.records for name, result in other.benchmarks.items()},
             {name: result.group for name, result in self.benchmarks.items()},
-            self.seed,
-            self.num_resamples,
+            {name: getattr(self, name) for name in _SETTINGS},
         )
 
     def to_markdown(self) -> str:
@@ -94,10 +97,7 @@ class BenchmarkResults:
         """The reverse of [`to_dict`]."""
         benchmarks = {}
         for name, result in payload["benchmarks"].items():
-            records = tuple(
-                Record(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
-                for record in result["records"]
-            )
+            records = tuple(map(_record, result["records"]))
             benchmarks[name] = BenchmarkResult(
                 **{**result, "metrics": _estimates(result["metrics"]), "records": records}
             )
@@ -114,29 +114,18 @@ class BenchmarkResults:
         import pyarrow.parquet as pq
 
         schema = pa.schema(
-            {
-                "benchmark": pa.string(),
-                "group": pa.string(),
-                "index": pa.int64(),
-                "gold": pa.int64(),
-                "predicted": pa.int64(),
-                "log_likelihoods": pa.list_(pa.float64()),
-                "num_chars": pa.list_(pa.int64()),
-                "num_bytes": pa.list_(pa.int64()),
-                "num_truncated": pa.int64(),
-                "digest": pa.string(),
-            }
+            dict.fromkeys(("benchmark", "group"), pa.string())
+            | dict.fromkeys(("index", "gold", "predicted"), pa.int64())
+            | {"log_likelihoods": pa.list_(pa.float64())}
+            | dict.fromkeys(("num_chars", "num_bytes"), pa.list_(pa.int64()))
+            | {"num_truncated": pa.int64(), "digest": pa.string()}
         )
         rows = [
             {"benchmark": result.name, "group": result.group, **vars(record)}
             for result in self.benchmarks.values()
             for record in result.records
         ]
-        header = {
-            "kind": _RECORDS_KIND,
-            "schema_version": VERSION,
-            **{name: getattr(self, name) for name in _SETTINGS},
-        }
+        header = {"kind": _RECORDS_KIND, "schema_version": VERSION, **self.saved_records().settings}
         table = pa.Table.from_pylist(rows, schema).replace_schema_metadata({_METADATA: json.dumps(header)})
         with written_aside(path) as aside:
             pq.write_table(table, aside)
@@ -185,8 +174,7 @@ def load_records(path: str | os.PathLike) -> SavedRecords:
     for row in table.to_pylist():
         name = row.pop("benchmark")
         groups[name] = row.pop("group")
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-        records.setdefault(name, []).append(Record(**fields))
+        records.setdefault(name, []).append(_record(row))
     return SavedRecords(
         {name: tuple(found) for name, found in records.items()}, groups, {name: header[name] for name in _SETTINGS}
     )
@@ -202,6 +190,10 @@ def markdown_table(rows: Mapping[str, Mapping[str, Estimate]]) -> str:
         cells = [str(metrics[metric]) for metric in METRICS]
         lines.append(f"| {title} | {metrics[METRICS[0]].n:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _record(row: Mapping[str, Any]) -> Record:
+    return Record(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
 
 
 def _estimates(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Estimate]:

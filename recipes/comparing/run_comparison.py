@@ -7,13 +7,13 @@ difference); the two widths add up in squares. With one seed nothing can be said
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from comparing.run_records import Measure, Run
+from comparing.run_records import Measure, Run, measures_of
 from hf_ppl_select.benchmarks.estimates import mean_estimate
 
 RESAMPLES = 2000
@@ -56,6 +56,19 @@ def difference(measure: Measure, ours: Sequence[Run], theirs: Sequence[Run]) -> 
     items = mean_estimate(terms, lambda sums: sums[0] / sums[1] - sums[2] / sums[3], 0, RESAMPLES)
     half = _t_half_width([_values(measure, runs) for runs in (ours, theirs) if len(runs) > 1])
     return _combine(items.value, items.low, items.high, half, _num_seeds(ours, theirs))
+
+
+def differences(groups: Mapping[str, Sequence[Run]], baseline: str) -> list[tuple[Measure, dict[str, Interval]]]:
+    """Each measure that `baseline` and another group have, with the difference of every group that has it."""
+    rows = []
+    for measure in measures_of(groups):
+        found = {
+            name: difference(measure, runs, groups[baseline]) for name, runs in groups.items() if name != baseline
+        }
+        found = {name: one for name, one in found.items() if one is not None}
+        if found:
+            rows.append((measure, found))
+    return rows
 
 
 def verdict(measure: Measure, found: Interval) -> str:

