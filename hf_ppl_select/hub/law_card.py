@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..landscape.reach import log_name
+from .tables import public_name, table
 
 _TEMPLATE = Path(__file__).with_name("law_card_template.md")
 _TAGS = ["scaling-laws", "perplexity", "data-selection", "continual-pre-training", "hf_ppl_select"]
@@ -27,7 +27,7 @@ def law_card(law: Any, *, license: str | None = None, name: str | None = None) -
     Returns:
         Markdown with a YAML block.
     """
-    model = _public(law.model)
+    model = public_name(law.model)
     hub_id = model if model and re.fullmatch(r"[\w.-]+/[\w.-]+", model) and model == law.model else None
     problem = law.why_no_intervals
     data = ModelCardData(base_model=hub_id, library_name="hf_ppl_select", license=license, tags=_TAGS)
@@ -54,17 +54,12 @@ def law_card(law: Any, *, license: str | None = None, name: str | None = None) -
     return str(card).rstrip() + "\n"
 
 
-def _public(model: str | None) -> str | None:
-    """A model's name; of a folder on one machine only its last part."""
-    return Path(model).name if model and Path(model).is_absolute() else model
-
-
 def _summary(law: Any, model: str | None) -> str:
     of = f"`{model}`" if model else "a language model that was not recorded"
     if model and law.model_revision:
         of += f" (revision `{law.model_revision}`)"
     what = "perplexities under it have" if law.column == "perplexity" else f"score `{law.column}` has"
-    corpus = f" The probes were drawn from the corpus `{_public(law.corpus)}`." if law.corpus else ""
+    corpus = f" The probes were drawn from the corpus `{public_name(law.corpus)}`." if law.corpus else ""
     return (
         f"A scaling law that predicts the held-out loss of {of} after training on D tokens of chunks whose "
         f"{what} the mean mu and the standard deviation sigma.{corpus}"
@@ -95,7 +90,7 @@ def _fit_table(law: Any) -> str:
             rows.append(["mean absolute error, largest D left out", f"{row['held_out_d_mae']:.4f}"])
     rows.append(["condition number of the design", f"{report.condition_number:.3g}"])
     rows.append(["converged; floor at its bound 0", f"{_yes(report.converged)}; {_yes(report.floor_at_bound)}"])
-    return _table(["", "value"], rows)
+    return table(["", "value"], rows)
 
 
 def _params_table(law: Any, problem: str | None) -> str:
@@ -104,7 +99,7 @@ def _params_table(law: Any, problem: str | None) -> str:
     for name, value in law.params.items():
         interval = "{:.4g} to {:.4g}".format(*intervals[name]) if intervals else "not known"
         rows.append([f"`{name}`", f"{value:.6g}", interval, law.units[name]])
-    return _table(["parameter", "value", "95 % interval", "unit"], rows)
+    return table(["parameter", "value", "95 % interval", "unit"], rows)
 
 
 def _predictions_table(law: Any, problem: str | None) -> str:
@@ -122,7 +117,7 @@ def _predictions_table(law: Any, problem: str | None) -> str:
             cells.append("{:.4f} to {:.4f}".format(*interval) if interval else "not known")
         rows.append(cells)
     names = ["mu", "sigma"] if law.space == "linear" else ["m", "s"]
-    return _table(
+    return table(
         ["probe", *names, "D", "measured", "predicted", "95 % interval of the mean", "95 % interval of a new run"],
         rows,
     )
@@ -170,7 +165,3 @@ def _limits(law: Any, model: str | None, problem: str | None) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])

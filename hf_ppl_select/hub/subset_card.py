@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .tables import code_to_reproduce, composition, number, table
+from .tables import code_to_reproduce, composition, number, public_name, table
 
 if TYPE_CHECKING:
     from ..landscape.landscape import PerplexityLandscape
@@ -278,6 +278,4 @@ def _size_category(number: int) -> str:
 
 
 def _model(scored: Any) -> str | None:
-    """The model's name; of a folder on this machine only its last part, which is all that others can use."""
-    model = scored.model if scored is not None else None
-    return Path(model).name if model and Path(model).is_absolute() else model
+    return public_name(scored.model) if scored is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _MOST_GROUPS = 30
@@ -88,6 +89,11 @@ def code_to_reproduce(report: Mapping[str, Any], source_id: str | None, model: s
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
+
+
+def public_name(model: str | None) -> str | None:
+    """A model's name; of a folder on one machine only its last part, which is all that others can use."""
+    return Path(model).name if model and Path(model).is_absolute() else model
 
 
 def _cell(name: Any) -> str:

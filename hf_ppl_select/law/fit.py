@@ -1,8 +1,7 @@
-"""Fitting scaling laws to law points, and refitting them to resampled runs.
+"""Fitting scaling laws to law points.
 
 For a fixed floor E a law is linear (see `scaling_law`), so the only search is over E in [0, min L): variable
-projection. A Huber polish on ln(loss) then makes it robust. A bootstrap is a table of counts, and `solver` takes many
-weightings at once.
+projection. A Huber polish on ln(loss) then makes it robust.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from .comparison import choose_form, compare_scaling_laws, fit_problem, standard
 from .forms import LAW_FORMS, design_matrix
 from .points import read_law_points
 from .scaling_law import FitReport, ScalingLaw
-from .solver import Solution, solve
+from .solver import solve
 
 HUBER_DELTA = 1e-3  # on ln(loss): far below probe noise, so the polish is close to least absolute deviations
 
@@ -92,29 +91,3 @@ def fit_scaling_law(
         warnings.warn(f"the fit of form {form!r} in {space} space did not converge.", stacklevel=2)
     params = dict(zip(LAW_FORMS[form].param_names(space), map(float, values), strict=True))
     return ScalingLaw(form, space, params, report, points, model, model_revision, corpus, column)
-
-
-def bootstrap_law(law: ScalingLaw, num_bootstrap: int = 200, seed: int = 0) -> Solution:
-    """Refit a law to its own runs, drawn with replacement; a run's points stay together, as they are correlated.
-
-    Draws with too few different runs for the form to be fitted are drawn again.
-
-    Returns:
-        [`Solution`] of up to `num_bootstrap` refits; `solution.predict(law.design_matrix(mu, sigma, num_tokens))` is
-        `(B, ...)`.
-
-    Raises:
-        ValueError: no draw of these runs could be fitted.
-    """
-    X = design_matrix(law.points, law.form, law.space, law.column)
-    run_of = np.unique(law.points.run, return_inverse=True)[1]
-    num_runs = len(law.runs)
-    needed = X.shape[1] - 1  # a run for each feature of the landscape, and one more
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=20 * num_bootstrap)
-    counts = counts[(counts > 0).sum(1) >= needed][:num_bootstrap]
-    solution = solve(X, law.points.loss, counts[:, run_of], law.report.huber_delta)
-    keep = solution.solvable
-    if not keep.any():
-        raise ValueError(f"no resampling of the {num_runs} runs can be fitted with form {law.form!r}; add probe runs.")
-    return Solution(solution.E[keep], solution.theta[keep], keep[keep], solution.converged[keep])

@@ -25,7 +25,6 @@ from ..data.saving import write_atomically
 from ..landscape.reach import log_name
 
 Space = Literal["linear", "log"]
-SPACES: tuple[str, ...] = ("linear", "log")
 REQUIRED_FIELDS = ("run", "mu", "sigma", "num_tokens", "loss")
 MOMENTS = ("mu", "sigma", "log_mu", "log_sigma")
 _ABOVE = {"mu": "more than 0", "sigma": "0 or more", "log_mu": "more than 0", "log_sigma": "0 or more"}

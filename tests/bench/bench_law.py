@@ -12,7 +12,7 @@ import time
 import numpy as np
 from scipy.optimize import least_squares
 
-from hf_ppl_select.law.fit import bootstrap_law, fit_scaling_law
+from hf_ppl_select.law.fit import fit_scaling_law
 
 NAMES = ("E", "Dc", "a0", "a1", "b0", "b1", "aD")
 TRUTH = dict(zip(NAMES, (1.5, 60.0, 0.15, -0.002, 0.05, -0.001, 0.35), strict=True))
@@ -61,7 +61,6 @@ def main():
     methods = {
         "scipy least_squares, 100 starts": lambda: many_starts(rows, np.random.default_rng(1)),
         "one fit": fit,
-        "1,000 bootstraps": lambda: bootstrap_law(law, 1000),
         "interval at 100 budgets, of a new fit": lambda: fit().interval(20.0, 6.0, np.geomspace(1e4, 1e6, 100)),
     }
     residual = np.sqrt(np.mean([(law.predict(r["mu"], r["sigma"], r["num_tokens"]) - r["loss"]) ** 2 for r in rows]))

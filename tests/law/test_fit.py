@@ -6,7 +6,7 @@ import pytest
 from scipy.optimize import minimize, minimize_scalar
 
 from hf_ppl_select.law.comparison import compare_scaling_laws
-from hf_ppl_select.law.fit import bootstrap_law, fit_scaling_law
+from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.law.forms import LAW_FORMS
 from hf_ppl_select.law.points import read_law_points
 from hf_ppl_select.law.solver import huber_gradient, huber_objective, refit, solve
@@ -333,24 +333,3 @@ def test_auto_considers_only_what_can_be_fitted():
     with pytest.raises(ValueError, match="no law form can be fitted and compared.*run 'r0'"):
         fit_scaling_law(one_run)
     assert fit_scaling_law(one_run, form="data_only", space="linear").report.num_runs == 1
-
-
-# Bootstrap
-
-
-def test_bootstrap_draws_whole_runs_and_is_seeded():
-    _, rows = make_points("no_interaction", "linear", np.random.default_rng(0), run_noise=0.02, noise=0.002)
-    law = fit(rows, form="no_interaction")
-    X = law.design_matrix(20.0, 5.0, 3e4)
-    a, b = bootstrap_law(law, 100, seed=1), bootstrap_law(law, 100, seed=1)
-    assert np.array_equal(a.theta, b.theta) and len(a.E) == 100 and a.solvable.all()
-    assert not np.array_equal(a.theta, bootstrap_law(law, 100, seed=2).theta)
-    # Four points of a run say little more than one: drawn as if independent they would seem surer.
-    lone = fit([r | {"run": f"p{i}"} for i, r in enumerate(rows)], form="no_interaction")
-    assert a.predict(X).std() > 1.3 * bootstrap_law(lone, 100, seed=1).predict(X).std()
-
-
-def test_bootstrap_of_few_runs_draws_until_it_can_fit():
-    _, rows = make_points("paper", "linear", np.random.default_rng(0), num_runs=6, noise=0.005)
-    refits = bootstrap_law(fit(rows), 50)
-    assert len(refits.E) == 50 and np.isfinite(refits.theta).all()
