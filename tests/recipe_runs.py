@@ -1,12 +1,10 @@
 """What the tests of training recipes share: a tiny corpus, options for seconds of training, and ways to start them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from warm_processes import start
+
 TEXTS = [f"Fever and cough number {i} are treated with rest, tea and {i % 7} tablets. " * 3 for i in range(24)]
 DOMAIN = ["Hypertension is treated with diuretics.", "The patient had a cough."]
 GENERAL = ["The capital of France is Paris.", "Letters and numbers 1 2 3."]
@@ -48,22 +46,11 @@ def write_jsonl(path, rows):
     return str(path)
 
 
-def start_recipe(recipe, config, python_path=""):
+def start_recipe(recipe, config, before=""):
     """Run a recipe from a YAML file (JSON is YAML) in a process of its own."""
     file = Path(config["output_dir"]).with_suffix(".yaml")
     file.write_text(json.dumps(config))
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--config", str(file)],
-        env=os.environ | {"PYTHONPATH": f"{python_path}:{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+    return start(f"recipes/{recipe}.py", "--config", file, before=before)
 
 
 def train_here(recipe, config):

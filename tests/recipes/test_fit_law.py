@@ -2,24 +2,17 @@
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from warm_processes import run
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = str(ROOT / "recipes" / "fit_law.py")
 WORDS = "fever cough pain heart lung kidney acute chronic the of and in with patients treatment dose risk"
 
 
 def fit_law(*options, cwd):
-    """Run the recipe; its options as strings."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, RECIPE, *map(str, options)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    """Run the recipe in a process of its own."""
+    return run("recipes/fit_law.py", *options, cwd=cwd, environment={"CUDA_VISIBLE_DEVICES": ""})
 
 
 def call(*options):
@@ -77,8 +70,8 @@ def test_probes_to_law_and_on_after_a_kill(scored, tiny_model_dir):
         "predicted_against_measured.png",
     }
     rows = [json.loads(line) for line in (law_path.parent / "points.jsonl").read_text().splitlines()]
-    for run in {row["run"] for row in rows}:
-        losses = [row["loss"] for row in rows if row["run"] == run]
+    for name in {row["run"] for row in rows}:
+        losses = [row["loss"] for row in rows if row["run"] == name]
         assert losses == sorted(losses, reverse=True), "a random model learns with every token"
 
     # As if killed before the last probe's last rung: the others are left alone, that one is trained again

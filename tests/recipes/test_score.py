@@ -1,16 +1,15 @@
 """recipes/score.py as a user runs it: chunks, shards, kills, refusals, and what is left in the folder."""
 
 import json
-import os
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
+from warm_processes import ROOT, finish, start
 
 import score
 from command_line import parse_options
@@ -18,7 +17,6 @@ from hf_ppl_select import PerplexityLandscape, PerplexityScorer, chunk_documents
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "score.py"
 SENTENCES = [
     "The patient presented with fever, cough and shortness of breath.",
@@ -57,6 +55,12 @@ def command(output_dir, **options) -> list[str]:
 def run(output_dir, **options) -> None:
     """The recipe in this process."""
     score.main(*parse_options(score.make_parser(), command(output_dir, **options)))
+
+
+def launched(output_dir, rank=0, size=1, before="", **options):
+    """The recipe as `accelerate launch` and `torchrun` start one of several processes."""
+    environment = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)} if size > 1 else None
+    return start("recipes/score.py", *command(output_dir, **options), before=before, environment=environment)
 
 
 def files(folder) -> dict[str, bytes]:
@@ -99,11 +103,11 @@ def test_end_to_end(options, tiny_tokenizer, tmp_path, capsys):
 
 
 KILLED = """
-import os, runpy, signal, sys
+import os, signal
 from hf_ppl_select.scoring import perplexity
 from hf_ppl_select.data import saving
 
-moment, number = sys.argv[1], int(sys.argv[2])
+moment, number = {!r}, {}
 count = 0
 
 def killing(function):
@@ -122,8 +126,6 @@ elif moment == "writing":  # the shard lies aside, written but not renamed
 else:
     from hf_ppl_select.streaming.sharded_output import ShardedOutput
     ShardedOutput.publish = killing(ShardedOutput.publish)
-sys.argv = sys.argv[3:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -131,17 +133,10 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(options, tmp_path,
     run(tmp_path / "undisturbed", **options)
     expected = files(tmp_path / "undisturbed")
     num_shards = sum(name.endswith(".parquet") for name in expected)
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'recipes'}"}
     killed = tmp_path / "killed"
     # os.replace: the manifest, two shards, and the next one dies. Then two more shards. Then all, but not published
     for moment, number, num_finished in (("writing", 4, 2), ("scoring", 3, 4), ("publishing", 1, num_shards)):
-        recipe = [str(RECIPE), *command(killed, **options)]
-        run_ = subprocess.run(
-            [sys.executable, "-c", KILLED, moment, str(number), *recipe],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        run_ = finish(launched(killed, before=KILLED.format(moment, number), **options))
         assert run_.returncode == -signal.SIGKILL, run_.stderr
         assert len(list((killed / ".unfinished").glob("train-*.parquet"))) == num_finished
         assert not (killed / "data").exists() and not (killed / "landscape.json").exists()
@@ -152,31 +147,18 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(options, tmp_path,
     assert files(killed) == expected
 
 
-def launched(rank: int, size: int, output_dir, **options) -> subprocess.Popen:
-    """The recipe as `accelerate launch` and `torchrun` start one of several processes."""
-    environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-    return subprocess.Popen(
-        [sys.executable, str(RECIPE), *command(output_dir, **options)],
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_two_processes_share_the_shards_and_a_lost_one_is_made_up_for(options, tmp_path):
     run(tmp_path / "alone", **options)
     expected = files(tmp_path / "alone")
-    second = launched(1, 2, tmp_path / "shared", **options)  # the first one starts the folder
-    first = launched(0, 2, tmp_path / "shared", **options)
-    out = "".join(process.communicate(timeout=300)[0] for process in (first, second))
+    second = launched(tmp_path / "shared", 1, 2, **options)  # the first one starts the folder
+    first, second = (finish(process) for process in (launched(tmp_path / "shared", 0, 2, **options), second))
+    out = first.stdout + second.stdout
     assert first.returncode == second.returncode == 0
     assert files(tmp_path / "shared") == expected
     assert out.count("Saved to") in (1, 2) and out.count("still to score") == 2
 
-    lonely = launched(0, 2, tmp_path / "half", **options)  # and the second one never comes
-    out, _ = lonely.communicate(timeout=300)
-    assert lonely.returncode == 0 and "Process 0 is done" in out
+    lonely = finish(launched(tmp_path / "half", 0, 2, **options))  # and the second one never comes
+    assert lonely.returncode == 0 and "Process 0 is done" in lonely.stdout
     num_shards = sum(name.endswith(".parquet") for name in expected)
     assert len(list((tmp_path / "half" / ".unfinished").glob("*.parquet"))) == -(-num_shards // 2)
     run(tmp_path / "half", **options)
@@ -336,18 +318,14 @@ def test_from_the_command_line(options, tmp_path):
     assert "python recipes/score.py --config recipes/configs/score_medical.yaml" in text and "Cost" in text
     config.write_text(text)
     changed = options | {"keep_columns": "source", "dataset_split": "train[:6]"}
-    arguments = [sys.executable, str(RECIPE), "--config", str(config), *command(tmp_path / "scored", **changed)]
-    good = subprocess.run(
-        arguments, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    arguments = ["recipes/score.py", "--config", config, *command(tmp_path / "scored", **changed)]
+    good = finish(start(*arguments, cwd=tmp_path))
     assert good.returncode == 0, good.stderr
     assert "tokens/s" in good.stderr and "PerplexityLandscape(mu=" in good.stdout
     assert len(load_rows(str(tmp_path / "scored"))) > 2
     before = files(tmp_path / "scored")
     arguments[arguments.index("--chunk_length") + 1] = "16"
-    bad = subprocess.run(
-        arguments, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    bad = finish(start(*arguments, cwd=tmp_path))
     assert bad.returncode == 2
     assert bad.stderr.splitlines()[-1].startswith("score.py: error: ") and "chunk_length was 32, is 16" in bad.stderr
     assert "Traceback" not in bad.stderr
@@ -382,10 +360,6 @@ def test_equal_rows_have_equal_hashes(tmp_path):
 
 
 def test_shards_that_another_process_publishes_meanwhile_are_read(tmp_path, monkeypatch):
-    from datasets import Dataset
-
-    from hf_ppl_select.streaming.sharded_output import ShardedOutput
-
     output = ShardedOutput.open(tmp_path / "out", 2, {"seed": 0})
     for index in range(2):
         output.write(index, Dataset.from_dict({"n": [index]}))

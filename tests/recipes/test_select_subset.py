@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from datasets import Dataset, load_dataset
 from loopback_hub import LoopbackHub
 
+import select_subset
 from hf_ppl_select.landscape.landscape import PerplexityLandscape
 from hf_ppl_select.law.fit import fit_scaling_law
 
@@ -59,6 +61,22 @@ def run(folder, *options, endpoint=None, token=None, **environment):
         kept["HF_TOKEN"] = token
     command = [sys.executable, str(RECIPE), *map(str, options)]
     return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def run_here(work, monkeypatch, capsys):
+    """Runs the recipe inside this process, which takes milliseconds: its exit code, stdout and stderr."""
+
+    def call(*options):
+        monkeypatch.chdir(work)
+        monkeypatch.setattr(sys, "argv", ["select_subset.py", *map(str, options)])
+        try:
+            runpy.run_path(str(RECIPE), run_name="__main__")
+        except SystemExit as exit:
+            return exit.code, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return call
 
 
 def test_from_yaml_to_the_hub_and_back(work):
@@ -108,19 +126,19 @@ def test_from_yaml_to_the_hub_and_back(work):
 
 
 @pytest.mark.parametrize("dataset", ["scored", "scored.parquet", "scored.jsonl"])
-def test_a_target_without_a_law_from_any_file(work, dataset):
+def test_a_target_without_a_law_from_any_file(work, dataset, run_here):
     output = f"target-{dataset}"
     target = ("--target_mu", 22, "--target_sigma", 7, "--num_tokens", "5_000", "--output_dir", output)
-    done = run(work, "--dataset", dataset, *target)
-    assert done.returncode == 0, done.stderr
-    assert "Predicted" not in done.stdout
+    code, stdout, stderr = run_here("--dataset", dataset, *target)
+    assert code == 0, stderr
+    assert "Predicted" not in stdout
     subset = load_dataset(str(work / output), split="train", cache_dir=str(work / "cache"))
     assert np.mean(subset["perplexity"]) == pytest.approx(22, rel=0.01)
     assert np.std(subset["perplexity"]) == pytest.approx(7, rel=0.01)
     assert sum(subset["num_tokens"]) == 5_000
 
 
-def test_composition_and_the_same_rows_again(work):
+def test_composition_and_the_same_rows_again(work, run_here):
     corpus = load_dataset("parquet", data_files=str(work / "scored.parquet"), split="train", cache_dir=str(work / "c"))
     texts = [f"chunk {i % 1100}" for i in range(1200)]
     corpus = corpus.remove_columns("text").add_column("text", texts)
@@ -144,10 +162,10 @@ def test_composition_and_the_same_rows_again(work):
         "output_dir": "composed",
     }
     (work / "composed.yaml").write_text(yaml.safe_dump(options))
-    done = run(work, "--config", "composed.yaml")
-    assert done.returncode == 0, done.stderr
-    assert "Replay: 20 rows, 1,000 tokens" in done.stdout and "100 duplicate" in done.stdout
-    assert re.search(r"web +6,000 of", done.stdout) and re.search(r"nih +3,000 of", done.stdout)
+    code, stdout, stderr = run_here("--config", "composed.yaml")
+    assert code == 0, stderr
+    assert "Replay: 20 rows, 1,000 tokens" in stdout and "100 duplicate" in stdout
+    assert re.search(r"web +6,000 of", stdout) and re.search(r"nih +3,000 of", stdout)
     subset = load_dataset(str(work / "composed"), split="train", cache_dir=str(work / "cache"))
     domain = subset.filter(lambda row: row["source"] != "wiki")
     assert len(subset) == 200 and len(domain) == 180 == len(set(domain["text"]))
@@ -155,8 +173,8 @@ def test_composition_and_the_same_rows_again(work):
     assert "## Composition" in (work / "composed" / "README.md").read_text()
 
     again = ("--reproduce", "composed/selection.json", "--dataset", "composed.parquet", "--output_dir", "again")
-    done = run(work, *again, "--law", "composed/law.json", "--replay_dataset", "wiki.parquet")
-    assert done.returncode == 0, done.stderr
+    code, _, stderr = run_here(*again, "--law", "composed/law.json", "--replay_dataset", "wiki.parquet")
+    assert code == 0, stderr
     same = load_dataset(str(work / "again"), split="train", cache_dir=str(work / "cache"))
     assert same[:] == subset[:]
     assert (work / "again" / "selection.json").read_text() == (work / "composed" / "selection.json").read_text()
@@ -207,30 +225,15 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_gets_one_clear_error(work, case, recipe_errors):
+def test_bad_input_gets_one_clear_error(work, case, run_here):
     options, said = BAD_INPUT[case]
     if "--output_dir" not in options:
         options = ("--output_dir", "never", *options)
-    code, stdout, stderr = recipe_errors(options)
+    code, stdout, stderr = run_here(*options)
     assert code == 2, stderr
     message = stderr.split("select_subset.py: error: ")[1]
     assert said in message and len(message.strip().splitlines()) == 1, stderr
     assert not (work / "never").exists() and "Saved" not in stdout
-
-
-@pytest.fixture
-def recipe_errors(work, monkeypatch, capsys):
-    """Runs the recipe inside this process, which takes milliseconds, up to its exit."""
-    import runpy
-
-    def call(options):
-        monkeypatch.chdir(work)
-        monkeypatch.setattr(sys, "argv", ["select_subset.py", *map(str, options)])
-        with pytest.raises(SystemExit) as exit:
-            runpy.run_path(str(RECIPE), run_name="__main__")
-        return exit.value.code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.mark.parametrize(
@@ -243,9 +246,9 @@ def recipe_errors(work, monkeypatch, capsys):
         ("dataset_name: scored\n", "--num_tokens"),
     ],
 )
-def test_bad_yaml(work, recipe_errors, text, said):
+def test_bad_yaml(work, run_here, text, said):
     (work / "bad.yaml").write_text(text)
-    code, _, stderr = recipe_errors(("--config", "bad.yaml", "--output_dir", "never"))
+    code, _, stderr = run_here("--config", "bad.yaml", "--output_dir", "never")
     assert code == 2 and said in stderr.split("error: ")[1]
     assert not (work / "never").exists()
 
@@ -284,14 +287,6 @@ def test_help_is_quick(work):
 
 
 def test_the_shipped_config_is_valid():
-    from trl import TrlParser
-
-    sys.path.insert(0, str(RECIPE.parent))
-    try:
-        import select_subset
-    finally:
-        sys.path.pop(0)
     config = ROOT / "recipes" / "configs" / "select_medical.yaml"
-    assert isinstance(select_subset.make_parser(), TrlParser)
     (options,) = select_subset.make_parser().parse_args_and_config(["--config", str(config)])
     assert options.num_tokens == 50_000_000 and options.license == "cc-by-4.0"

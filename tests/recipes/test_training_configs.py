@@ -3,7 +3,8 @@ import runpy
 
 import pytest
 import yaml
-from recipe_runs import ANSWERS, QUESTIONS, ROOT, TEXTS, train_here, write_jsonl
+from recipe_runs import ANSWERS, QUESTIONS, TEXTS, train_here, write_jsonl
+from warm_processes import ROOT
 
 pytest_plugins = ["recipe_fixtures"]
 
@@ -26,6 +27,7 @@ def test_training_configs_parse_and_say_how_to_run_them(name):
     parser = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))["make_parser"]()
     script_args, training_args, model_args = parser.parse_args_and_config(["--config", str(file), "--use_cpu"])
     assert "/" in model_args.model_name_or_path and "/" in script_args.dataset_name
+    assert ("SmolLM2-135M" in model_args.model_name_or_path) or name.endswith(("_gpu", "_cpu"))
     assert model_args.use_peft == ("_lora" in name)
     assert training_args.output_dir == f"outputs/{name}" and isinstance(training_args.learning_rate, float)
     header = file.read_text().partition("\nmodel_name_or_path")[0]

@@ -5,15 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipe_runs import (
-    LORA,
-    ROOT,
-    finish,
-    held_out_losses,
-    losses_of,
-    start_recipe,
-    train_here,
-)
+from recipe_runs import LORA, held_out_losses, losses_of, start_recipe, train_here
+from warm_processes import ROOT, finish
 
 from hf_ppl_select.data.saving import load_json
 
@@ -57,8 +50,6 @@ def test_two_processes_train_as_one_with_double_the_batch(corpus, common, tmp_pa
 
 
 def test_a_killed_run_goes_on_to_the_loss_of_an_unbroken_one(corpus, chats, common, tmp_path):
-    (tmp_path / "killer").mkdir()
-    (tmp_path / "killer" / "sitecustomize.py").write_text(KILLED_AT_12)
     saving = {"save_strategy": "steps", "save_steps": 6, "perplexity_steps": 8, "num_train_epochs": 2}
     common |= saving
     settings = {
@@ -69,10 +60,10 @@ def test_a_killed_run_goes_on_to_the_loss_of_an_unbroken_one(corpus, chats, comm
     killed = {}
     for recipe, config in settings.items():
         config["output_dir"] = str(tmp_path / f"{recipe}-killed")
-        killed[recipe] = start_recipe(recipe, config, str(tmp_path / "killer"))
+        killed[recipe] = start_recipe(recipe, config, before=KILLED_AT_12)
     for recipe, config in settings.items():
-        code, output = finish(killed[recipe])
-        assert code == -signal.SIGKILL, output
+        done = finish(killed[recipe])
+        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
         folder = Path(config["output_dir"])
         assert (folder / "checkpoint-12").exists() and not (folder / "checkpoint-12" / "trainer_state.json").exists()
         resumed = train_here(recipe, config | {"resume_from_checkpoint": True})

@@ -8,8 +8,9 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from recipe_runs import ANSWERS, DOMAIN, LORA, QUESTIONS, ROOT, TEXTS, losses_of, train_here, write_jsonl
+from recipe_runs import ANSWERS, DOMAIN, LORA, QUESTIONS, TEXTS, losses_of, train_here, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from warm_processes import ROOT
 
 from hf_ppl_select import PerplexityScorer
 from hf_ppl_select.likelihood.engine import LikelihoodEngine

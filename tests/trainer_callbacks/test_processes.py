@@ -2,31 +2,30 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+import socket
 
 import numpy as np
 import pytest
 from callback_run import run
 from callback_trainers import GENERAL, comparable, read_rows, same_history, teach
+from warm_processes import finish, start
 
 import trainer_callbacks.processes
 from trainer_callbacks.processes import SharedEngine
 
-SCRIPT = Path(__file__).parents[1] / "callback_run.py"
 
-
-def start(model_dir, folder, runs, num_processes=1):
-    launcher = [sys.executable]
-    if num_processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    path = os.pathsep.join([str(SCRIPT.parents[1]), str(SCRIPT.parent), *filter(None, sys.path)])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launcher, str(SCRIPT), model_dir, str(folder), json.dumps(runs)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+def start_all(model_dir, folder, runs, num_processes=1):
+    """One process, or several that know of each other as torchrun tells them."""
+    command = ["tests/callback_run.py", model_dir, folder, json.dumps(runs)]
+    environment = {"CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment["MASTER_PORT"] = str(free.getsockname()[1])
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+    if num_processes == 1:
+        environment, places = {"CUDA_VISIBLE_DEVICES": ""}, [{}]
+    return [finish(process) for process in [start(*command, environment=environment | place) for place in places]]
 
 
 def found_by(folder, process=0):
@@ -45,9 +44,10 @@ def taught_dir(tiny_model, tiny_tokenizer, tmp_path):
 
 def test_two_processes_log_the_same_and_end_together(taught_dir, tmp_path):
     bounds = {kind: {"max_forgetting": bound} for kind, bound in (("plain", 0.012), ("sft", 0.012), ("lora", 6e-5))}
-    two = start(taught_dir, tmp_path / "two", bounds, num_processes=2)
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert two.stderr.count("training stops: held-out") == 3  # once for each run, not by each process
+    two = start_all(taught_dir, tmp_path / "two", bounds, num_processes=2)
+    assert two[0].returncode == two[1].returncode == 0, two[0].stderr[-3000:] + two[1].stderr[-3000:]
+    told = [done.stderr.count("training stops: held-out") for done in two]
+    assert sorted(told) == [0, 3]  # once for each run, not by each process
     for kind, options in bounds.items():
         run(kind, taught_dir, tmp_path / "one", **options)
         first, second = (found_by(tmp_path / "two" / kind, process) for process in range(2))
@@ -80,7 +80,7 @@ def test_a_problem_in_one_process_ends_all(tiny_model, monkeypatch):
 def test_a_killed_process_goes_on_where_it_was(taught_dir, tmp_path):
     lower = {"max_forgetting": 0.004, "action": "lower_lr"}
     run("plain", taught_dir, tmp_path / "unbroken", **lower)
-    killed = start(taught_dir, tmp_path / "broken", {"plain": lower | {"kill_at": 7}})
+    (killed,) = start_all(taught_dir, tmp_path / "broken", {"plain": lower | {"kill_at": 7}})
     assert killed.returncode == -signal.SIGKILL and not (tmp_path / "broken" / "plain" / "process-0.json").exists()
     run("plain", taught_dir, tmp_path / "broken", resume=True, **lower)
     unbroken, broken = tmp_path / "unbroken" / "plain", tmp_path / "broken" / "plain"
