@@ -1,7 +1,7 @@
 """A Hub of one user on the loopback address, for tests.
 
-It speaks the HTTP protocol by which `huggingface_hub` creates a dataset repository, uploads files (regular and LFS)
-and reads them back. Everything stays in memory.
+It speaks the HTTP protocol by which `huggingface_hub` creates a dataset or model repository, asks whether one may
+write to it, uploads files (regular and LFS) and reads them back. Everything stays in memory.
 
     with LoopbackHub(token="hf_right") as hub:      # hub.endpoint is what HF_ENDPOINT should say
         ...
@@ -22,11 +22,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @dataclass
 class Repo:
-    """A dataset repository: the files after each commit, and what each commit was called."""
+    """A repository: the files after each commit, and what each commit was called."""
 
     private: bool = False
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=lambda: [("initial commit", {})])
     lfs_paths: set[str] = field(default_factory=set)
+    read_only: bool = False  # for the Hub's one token
 
     def files(self, revision: str = "main") -> dict[str, bytes] | None:
         number = len(self.commits) - 1 if revision == "main" else self._number_of(revision)
@@ -152,15 +153,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create_repo(self, *, body, signed_in, **_) -> None:
         wanted = json.loads(body)
-        if not signed_in or wanted["type"] != "dataset":
-            return self._send_json({"error": "only signed in, only datasets"}, 403)
+        if not signed_in:
+            return self._send_json({"error": "only signed in"}, 403)
         repo_id = f"{wanted.get('organization') or self.hub.user}/{wanted['name']}"
-        url = f"{self.hub.endpoint}/datasets/{repo_id}"
+        url = f"{self.hub.endpoint}/{'datasets/' if wanted.get('type') == 'dataset' else ''}{repo_id}"
         if repo_id in self.hub.repos:
-            return self._send_json({"error": "You already created this dataset repo", "url": url, "id": repo_id}, 409)
+            return self._send_json({"error": "You already created this repo", "url": url, "id": repo_id}, 409)
         private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
         self.hub.repos[repo_id] = Repo(private=private)
         self._send_json({"url": url, "name": repo_id, "id": repo_id})
+
+    def auth_check_write(self, repo_id, *, signed_in, **_) -> None:
+        if repo := self._repo(repo_id, signed_in):
+            if not signed_in or repo.read_only:
+                message = f"You don't have write access to {repo_id}"
+                return self._send_json({"error": message}, 403, {"X-Error-Message": message})
+            self._send_json({})
 
     def validate_yaml(self, **_) -> None:
         self._send_json({"errors": [], "warnings": []})
@@ -284,18 +292,20 @@ def _sha(number: int) -> str:
 
 
 _REPO = "([^/]+/[^/]+)"
+_KIND = "(?:datasets|models)"
 _ROUTES = [
     (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create_repo),
     (r"POST /api/validate-yaml", _Handler.validate_yaml),
-    (r"GET /api/datasets/([^/]+(?:/[^/]+)?)", _Handler.repo_info),
-    (rf"GET /api/datasets/{_REPO}/revision/([^/]+)", _Handler.repo_info),
-    (rf"POST /api/datasets/{_REPO}/preupload/main", _Handler.preupload),
+    (rf"GET /api/{_KIND}/([^/]+(?:/[^/]+)?)", _Handler.repo_info),
+    (rf"GET /api/{_KIND}/{_REPO}/revision/([^/]+)", _Handler.repo_info),
+    (rf"GET /api/{_KIND}/{_REPO}/auth-check/write", _Handler.auth_check_write),
+    (rf"POST /api/{_KIND}/{_REPO}/preupload/main", _Handler.preupload),
     (rf"POST /datasets/{_REPO}.git/info/lfs/objects/batch", lambda handler, _repo, **rest: handler.lfs_batch(**rest)),
     (r"PUT /lfs/([0-9a-f]{64})", _Handler.lfs_upload),
-    (rf"POST /api/datasets/{_REPO}/commit/main", _Handler.commit),
+    (rf"POST /api/{_KIND}/{_REPO}/commit/main", _Handler.commit),
     (rf"GET /api/datasets/{_REPO}/tree/([^/]+)", _Handler.tree),
     (rf"GET /api/datasets/{_REPO}/tree/([^/]+)/(.+)", _Handler.tree),
     (rf"POST /api/datasets/{_REPO}/paths-info/([^/]+)", _Handler.paths_info),
-    (rf"(?:GET|HEAD) /datasets/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    (rf"(?:GET|HEAD) (?:/datasets)?/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]

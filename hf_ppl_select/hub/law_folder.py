@@ -78,7 +78,7 @@ def push_law_to_hub(
         ConnectionError, PermissionError: see [`check_hub_access`]; also when the Hub fails on the way.
     """
     license = license and check_license(license)
-    repo_id = check_hub_access(repo_id, token)
+    repo_id = check_hub_access(repo_id, token, repo_type="model")
     token = usable_token(token, f"Cannot push to {repo_id}")
     card = law_card(law, license=license, name=repo_id)
     api = HfApi(token=token, library_name="hf_ppl_select")

@@ -14,12 +14,13 @@ HUB_TIMEOUT = 20.0  # seconds without an answer until the Hub counts as out of r
 _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 
-def check_hub_access(repo_id: str, token: str | None = None) -> str:
-    """Make sure, before any work, that a dataset repository can be written to.
+def check_hub_access(repo_id: str, token: str | None = None, *, repo_type: str = "dataset") -> str:
+    """Make sure, before any work, that a repository can be written to, or made.
 
     Args:
         repo_id: `"name"`, `"user/name"` or `"organization/name"`.
         token: of the Hub; by default that of `HF_TOKEN` or `hf auth login`.
+        repo_type: `"dataset"` or `"model"`.
 
     Returns:
         The full id, `"user/name"`.
@@ -36,17 +37,22 @@ def check_hub_access(repo_id: str, token: str | None = None) -> str:
     token = usable_token(token, doing)
     api = HfApi(token=token)
     with plain_hub_errors(doing, token):
-        with suppress(RepositoryNotFoundError):  # it may not exist yet; this call is the one that takes a timeout
-            api.dataset_info(repo_id, timeout=HUB_TIMEOUT)
+        with suppress(RepositoryNotFoundError):  # whether the Hub answers at all: the call that takes a timeout
+            api.repo_info(repo_id, repo_type=repo_type, timeout=HUB_TIMEOUT)
         account = api.whoami()
-    role = account.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
-        raise PermissionError(f"{doing}: the token may only read. Make one with write access at {_TOKENS_PAGE}.")
-    namespace, _, name = repo_id.rpartition("/")
-    writable = [account["name"], *(organization["name"] for organization in account.get("orgs", []))]
-    if role == "write" and namespace and namespace.lower() not in map(str.lower, writable):
-        raise PermissionError(f"{doing}: {account['name']}, whose token this is, may push to {', '.join(writable)}.")
-    return f"{namespace or account['name']}/{name}"
+        role = account.get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise PermissionError(f"{doing}: the token may only read. Make one with write access at {_TOKENS_PAGE}.")
+        namespace, _, name = repo_id.rpartition("/")
+        writable = [account["name"], *(organization["name"] for organization in account.get("orgs", []))]
+        if role == "write" and namespace and namespace.lower() not in map(str.lower, writable):
+            raise PermissionError(
+                f"{doing}: {account['name']}, whose token this is, may push to {', '.join(writable)}."
+            )
+        repo_id = f"{namespace or account['name']}/{name}"
+        with suppress(RepositoryNotFoundError):  # not made yet
+            api.auth_check(repo_id, repo_type=repo_type, write=True)
+    return repo_id
 
 
 def usable_token(token: str | None, doing: str) -> str:

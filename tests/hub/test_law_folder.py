@@ -1,14 +1,10 @@
 """A law shared like a model: its card, its folder, and the Hub on the loopback address."""
 
-import json
 import re
 
-import loopback_hub
-import numpy as np
 import pytest
-from datasets import Dataset, config
+from datasets import Dataset
 from huggingface_hub import ModelCard, constants
-from loopback_hub import LoopbackHub
 
 from hf_ppl_select.hub.law_card import law_card
 from hf_ppl_select.hub.push_subset import push_subset_to_hub
@@ -18,54 +14,6 @@ from hf_ppl_select.law.scaling_law import ScalingLaw
 
 TOKEN = "hf_ThisIsTheRightOne"
 MODEL = "HuggingFaceTB/SmolLM2-135M"
-REPO = "([^/]+/[^/]+)"
-MODEL_ROUTES = [  # the loopback Hub's own are for datasets
-    (r"GET /api/models/([^/]+(?:/[^/]+)?)", loopback_hub._Handler.repo_info),
-    (rf"GET /api/models/{REPO}/revision/([^/]+)", loopback_hub._Handler.repo_info),
-    (rf"POST /api/models/{REPO}/preupload/main", loopback_hub._Handler.preupload),
-    (rf"POST /api/models/{REPO}/commit/main", loopback_hub._Handler.commit),
-    (rf"(?:GET|HEAD) /{REPO}/resolve/([^/]+)/(.+)", loopback_hub._Handler.resolve),
-]
-
-
-def make_points(num_runs=8):
-    rng = np.random.default_rng(0)
-    points = []
-    for run, mu in enumerate(np.linspace(8, 40, num_runs)):
-        m, s = float(np.log(mu)), float(0.1 + 0.05 * (run % 4))
-        for num_tokens in (8_000, 16_000, 32_000):
-            loss = 1.5 + np.exp(2.0 - 0.15 * np.log(num_tokens) - 1.2 * m + 0.18 * m**2) + rng.normal(0, 2e-3)
-            moments = {"mu": mu, "sigma": mu * s, "log_mu": m, "log_sigma": s}
-            points.append({"run": f"r{run}", **moments, "num_tokens": num_tokens, "loss": loss})
-    return points
-
-
-@pytest.fixture(scope="module")
-def law():
-    origin = {"model": MODEL, "model_revision": "93efa2f", "corpus": "me/medical@0a1b"}
-    return fit_scaling_law(make_points(), form="log_parabola", space="log", **origin)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    def create_repo(handler, *, body, **rest):  # of either kind
-        as_dataset = json.dumps(json.loads(body) | {"type": "dataset"})
-        loopback_hub._Handler.create_repo(handler, body=as_dataset, **rest)
-
-    routes = [(r"POST /api/repos/create", create_repo), *MODEL_ROUTES, *loopback_hub._ROUTES]
-    monkeypatch.setattr(loopback_hub, "_ROUTES", routes)
-    with LoopbackHub(token=TOKEN) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(config, "HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 def section(card, title):
@@ -100,8 +48,8 @@ def test_card_states_fit_error_and_intervals(law):
     assert not re.search(r"gain of|predicted gain", card)
 
 
-def test_card_of_a_law_without_intervals_says_so():
-    points = make_points(4)
+def test_card_of_a_law_without_intervals_says_so(law_points):
+    points = law_points(4)
     law = fit_scaling_law(points, form="no_interaction", space="linear")  # four runs: 4 or more are needed
     assert "not known" not in section(law_card(law), "Parameters")
     few = fit_scaling_law([p for p in points if p["run"] != "r3"], form="no_interaction", space="linear")
@@ -146,7 +94,7 @@ def test_what_is_not_ours_stays(law, tmp_path):
 # The Hub
 
 
-def test_push_and_load(law, hub, tmp_path):
+def test_push_and_load(law, law_points, hub):
     assert law.push_to_hub("medical-law", license="cc-by-4.0") == f"{hub.endpoint}/me/medical-law"
     assert sorted(hub.repos["me/medical-law"].files()) == ["README.md", "law.json"]
     assert len(hub.repos["me/medical-law"].commits) == 2  # both files in one commit
@@ -154,7 +102,7 @@ def test_push_and_load(law, hub, tmp_path):
     again = ScalingLaw.from_pretrained("me/medical-law")
     assert again.to_dict() == law.to_dict()
 
-    other = fit_scaling_law(make_points(), form="no_interaction", space="log")
+    other = fit_scaling_law(law_points(), form="no_interaction", space="log")
     other.push_to_hub("me/medical-law")
     assert ScalingLaw.from_pretrained("me/medical-law").form == "no_interaction"
     assert ScalingLaw.from_pretrained("me/medical-law", revision=first).form == "log_parabola"

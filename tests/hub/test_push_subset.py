@@ -9,9 +9,9 @@ import traceback
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, config, load_dataset
+from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, constants
-from loopback_hub import LoopbackHub
+from loopback_hub import Repo
 
 from hf_ppl_select.hub.push_subset import check_hub_access, push_subset_to_hub, save_subset
 from hf_ppl_select.hub.subset_card import subset_card
@@ -22,20 +22,6 @@ from hf_ppl_select.selection.select import plan_selection
 
 TOKEN = "hf_ThisIsTheRightOne"
 MODEL = "HuggingFaceTB/SmolLM2-135M"
-
-
-@pytest.fixture(scope="module")
-def law():
-    """A law fitted to points of a known one, 8 runs of 3 points, with a little noise."""
-    rng = np.random.default_rng(0)
-    points = []
-    for run, mu in enumerate(np.linspace(8, 40, 8)):
-        log_mu, log_sigma = float(np.log(mu)), float(0.1 + 0.05 * (run % 4))
-        for num_tokens in (8_000, 16_000, 32_000):
-            loss = 1.5 + np.exp(2.0 - 0.15 * np.log(num_tokens) - 1.2 * log_mu + 0.18 * log_mu**2)
-            moments = {"mu": mu, "sigma": mu * log_sigma, "log_mu": log_mu, "log_sigma": log_sigma}
-            points.append({"run": f"r{run}", **moments, "num_tokens": num_tokens, "loss": loss + rng.normal(0, 1e-3)})
-    return fit_scaling_law(points, form="log_parabola", space="log", model=MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -60,29 +46,6 @@ def selection(corpus, law):
 @pytest.fixture(scope="module")
 def subset(corpus, selection):
     return corpus.select(selection.indices)
-
-
-def use_hub(monkeypatch, tmp_path, endpoint, token):
-    """Point the client, which read the environment when it was imported, at an endpoint."""
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    url = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(config, "HF_ENDPOINT", endpoint)
-    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    if token:
-        monkeypatch.setenv("HF_TOKEN", token)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with LoopbackHub(token=TOKEN) as hub:
-        use_hub(monkeypatch, tmp_path, hub.endpoint, TOKEN)
-        yield hub
 
 
 def assert_card_is_clean(text):
@@ -350,7 +313,7 @@ def test_licence_is_asked_for_before_any_request(hub, subset, license, said):
     assert not hub.requests
 
 
-def test_access_is_checked_before_any_work(hub, monkeypatch, tmp_path):
+def test_access_is_checked_before_any_work(hub, use_hub, monkeypatch):
     assert check_hub_access("sub") == "me/sub"
     assert check_hub_access("My-Org/sub") == "My-Org/sub"
     assert not hub.repos
@@ -362,13 +325,19 @@ def test_access_is_checked_before_any_work(hub, monkeypatch, tmp_path):
         check_hub_access("me/sub")
     hub.role = "fineGrained"  # what such a token may do, only the Hub knows
     assert check_hub_access("someone-else/sub") == "someone-else/sub"
+    hub.repos["someone-else/theirs"] = Repo(read_only=True)
+    for repo_type in ("dataset", "model"):
+        with pytest.raises(PermissionError, match="may not do this .403: You don't have write access to someone-else"):
+            check_hub_access("someone-else/theirs", repo_type=repo_type)
+    hub.repos["someone-else/theirs"].read_only = False
+    assert check_hub_access("someone-else/theirs") == "someone-else/theirs"
     with pytest.raises(ValueError, match="Repo id must"):
         check_hub_access("a/b/c")
     hub.fail = {"whoami": 503}
     with pytest.raises(ConnectionError, match="the Hub answered 503"):
         check_hub_access("me/sub")
 
-    use_hub(monkeypatch, tmp_path, hub.endpoint, token=None)
+    use_hub(hub.endpoint, token=None)
     with pytest.raises(PermissionError, match="there is no Hugging Face token.*hf auth login.*HF_TOKEN"):
         check_hub_access("me/sub")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -1,0 +1,65 @@
+"""A law, and the client pointed at a Hub on the loopback address."""
+
+import numpy as np
+import pytest
+from datasets import config
+from huggingface_hub import constants
+from loopback_hub import LoopbackHub
+
+from hf_ppl_select.law.fit import fit_scaling_law
+
+TOKEN = "hf_ThisIsTheRightOne"
+MODEL = "HuggingFaceTB/SmolLM2-135M"
+
+
+def make_points(num_runs=8):
+    """Points of a known law with a little noise: some runs of 3 points."""
+    rng = np.random.default_rng(0)
+    points = []
+    for run, mu in enumerate(np.linspace(8, 40, num_runs)):
+        m, s = float(np.log(mu)), float(0.1 + 0.05 * (run % 4))
+        for num_tokens in (8_000, 16_000, 32_000):
+            loss = 1.5 + np.exp(2.0 - 0.15 * np.log(num_tokens) - 1.2 * m + 0.18 * m**2) + rng.normal(0, 2e-3)
+            moments = {"mu": mu, "sigma": mu * s, "log_mu": m, "log_sigma": s}
+            points.append({"run": f"r{run}", **moments, "num_tokens": num_tokens, "loss": loss})
+    return points
+
+
+@pytest.fixture(scope="session")
+def law_points():
+    return make_points
+
+
+@pytest.fixture(scope="session")
+def law():
+    origin = {"model": MODEL, "model_revision": "93efa2f", "corpus": "me/medical@0a1b"}
+    return fit_scaling_law(make_points(), form="log_parabola", space="log", **origin)
+
+
+@pytest.fixture
+def use_hub(monkeypatch, tmp_path):
+    """Point the client, which read the environment when it was imported, at an endpoint."""
+
+    def use(endpoint, token):
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        url = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(config, "HF_ENDPOINT", endpoint)
+        monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+
+    return use
+
+
+@pytest.fixture
+def hub(use_hub):
+    with LoopbackHub(token=TOKEN) as hub:
+        use_hub(hub.endpoint, TOKEN)
+        yield hub
