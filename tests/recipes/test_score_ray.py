@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pyarrow as pa
@@ -58,6 +59,7 @@ def test_two_workers_of_which_one_is_killed(cluster, arguments, monkeypatch):
                 os.kill(process, signal.SIGKILL)
                 killed.append(process)
 
+    arguments = replace(arguments, files_per_shard=4)  # one shard: each starts its actors anew, which takes seconds
     watcher = threading.Thread(target=kill_one, daemon=True)
     watcher.start()
     score_ray.main(arguments)
@@ -77,6 +79,7 @@ def test_two_workers_of_which_one_is_killed(cluster, arguments, monkeypatch):
 
 
 def test_after_a_failure_it_goes_on_with_the_missing_shards(cluster, arguments, monkeypatch):
+    arguments = replace(arguments, num_actors=1)
     read, asked = ray.data.read_parquet, []
 
     def second_fails(paths, **options):
