@@ -11,7 +11,9 @@ import pytest
 from hf_ppl_select.command import COMMANDS, recipes_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"datasets", "matplotlib", "numpy", "torch", "transformers", "trl"}
+HEAVY = {"datasets", "matplotlib", "numpy", "pandas", "scipy", "torch", "transformers", "trl"}
+TRAINING = ("--dataset_name", "--law", "--replay_dataset", "--help_all", "--learning_rate")
+SOME_OPTIONS = {"select": ["--push_to_hub"], "benchmarks": ["--compare_with"], "cpt": TRAINING, "sft": TRAINING}
 
 
 def hf_ppl_select(cwd, *options, package=ROOT):
@@ -31,7 +33,8 @@ def test_help_has_examples_and_options_and_imports_nothing_heavy(command, tmp_pa
     assert done.returncode == 0 and not done.stderr
     assert done.stdout.startswith(f"usage: hf-ppl-select {command} ")
     assert f"hf-ppl-select {command}" in done.stdout.partition("options:")[0].partition("\n")[2]
-    assert "--config" in done.stdout and "python recipes/" not in done.stdout
+    assert "python recipes/" not in done.stdout
+    assert all(option in done.stdout for option in ("--config", *SOME_OPTIONS.get(command, ())))
     assert not done.imported & HEAVY and "argparse" in done.imported
 
 

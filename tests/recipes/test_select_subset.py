@@ -279,13 +279,6 @@ def test_a_failed_push_keeps_the_saved_subset(work):
     assert len(load_dataset(str(work / "kept"), split="train", cache_dir=str(work / "cache"))) == 100
 
 
-def test_help_is_quick(work):
-    done = run(work, "--help", PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 0 and "--push_to_hub" in done.stdout
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not imported & {"torch", "datasets", "scipy", "pandas"}
-
-
 def test_the_shipped_config_is_valid():
     config = ROOT / "recipes" / "configs" / "select_medical.yaml"
     (options,) = select_subset.make_parser().parse_args_and_config(["--config", str(config)])
