@@ -72,15 +72,20 @@ def same_on_all_processes(metrics: dict[str, float]) -> dict[str, float]:
     return broadcast_object_list([metrics])[0]
 
 
+def shards_weights(trainer: Trainer) -> bool:
+    """Whether each process holds a part of the weights: FSDP, DeepSpeed ZeRO-3, or a model sharded at load time."""
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    zero_3 = plugin is not None and plugin.zero_stage == 3
+    return trainer.is_fsdp_enabled or zero_3 or getattr(trainer, "is_distributed_loading_by_transformers", False)
+
+
 def require_whole_weights(trainer: Trainer) -> None:
     """Refuse trainers that shard the weights, where measuring would hang or see parts of them.
 
     Raises:
-        ValueError: the trainer uses FSDP, DeepSpeed ZeRO-3, or a model sharded at load time.
+        ValueError: see [`shards_weights`].
     """
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    zero_3 = plugin is not None and plugin.zero_stage == 3
-    if trainer.is_fsdp_enabled or zero_3 or getattr(trainer, "is_distributed_loading_by_transformers", False):
+    if shards_weights(trainer):
         raise ValueError(
             "the callbacks of trainer_callbacks need the whole weights on each process, but this trainer shards them "
             "(FSDP, DeepSpeed ZeRO-3 or tensor parallelism); train with DDP or ZeRO-2, or measure the saved "

@@ -11,6 +11,7 @@ from hf_ppl_select.data.load import load_answers, load_rows, load_texts
 from hf_ppl_select.data.saving import save_json
 from trainer_callbacks import TokensPerSecondCallback
 from trainer_callbacks.measuring import measure_and_log
+from trainer_callbacks.processes import shards_weights
 from training.held_out_records import RecordingCallback
 from training.options import TrainingRunArguments
 from training.trainer import RecipeTrainer, Replay
@@ -33,8 +34,7 @@ def add_callbacks(trainer: RecipeTrainer, held_out: dict[str, Dataset], **option
     TokensPerSecondCallback.replace_bar_of(trainer)
     if not held_out:
         return
-    deepspeed = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    if trainer.is_fsdp_enabled or (deepspeed is not None and deepspeed.zero_stage == 3):
+    if shards_weights(trainer):
         if trainer.eval_dataset is None:
             raise ValueError(
                 "the weights are sharded over processes (FSDP or ZeRO-3), so the trainer itself must measure held-out "

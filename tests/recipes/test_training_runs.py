@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from callback_trainers import make_trainer
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from recipe_runs import ANSWERS, DOMAIN, LORA, QUESTIONS, TEXTS, losses_of, train_here, write_jsonl
@@ -13,6 +14,7 @@ from warm_processes import ROOT
 from hf_ppl_select import PerplexityScorer
 from hf_ppl_select.likelihood.engine import LikelihoodEngine
 from hf_ppl_select.scoring.perplexity import evaluate_perplexity
+from training.run import add_callbacks
 
 pytest_plugins = ["recipe_fixtures"]
 
@@ -233,3 +235,15 @@ def test_held_out_rows_are_measured_as_the_trainer_evaluates_them(kind, common, 
     theirs = {row["step"]: row["eval_loss"] for row in log if "eval_loss" in row}
     assert len(theirs) > 2
     assert {step: ours[step] for step in theirs} == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("how", ["is_fsdp_enabled", "is_distributed_loading_by_transformers"])
+def test_sharded_weights_are_measured_by_the_trainer_itself(how, tiny_model, tiny_tokenizer, tmp_path):
+    trainer = make_trainer("plain", tiny_model, tiny_tokenizer, tmp_path)
+    setattr(trainer, how, True)
+    before = list(trainer.callback_handler.callbacks)
+    with pytest.raises(ValueError, match="the trainer itself must measure held-out rows: add --eval_strategy"):
+        add_callbacks(trainer, {"domain": DOMAIN})
+    trainer.eval_dataset = trainer.train_dataset
+    add_callbacks(trainer, {"domain": DOMAIN})
+    assert trainer.callback_handler.callbacks == before
