@@ -2,7 +2,9 @@
 
 import atexit
 import os
+import runpy
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +16,8 @@ atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=Tr
 
 import pytest  # noqa: E402
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
 TRAINING_TEXT = [
     "The patient presented with fever, cough and shortness of breath.",
     "Hypertension is treated with diuretics, ACE inhibitors or calcium channel blockers.",
@@ -90,6 +93,21 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip("the real corpora are not beside this checkout (../shared/data)")
     return SHARED_DATA
+
+
+@pytest.fixture
+def run_recipe(monkeypatch, capsys):
+    """Runs a recipe as a script inside this process, which takes milliseconds: its exit code, stdout and stderr."""
+
+    def run(recipe, *options):
+        monkeypatch.setattr(sys, "argv", [f"{recipe}.py", *map(str, options)])
+        try:
+            runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"), run_name="__main__")
+        except SystemExit as exit:
+            return exit.code, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(autouse=True)

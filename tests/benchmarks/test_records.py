@@ -185,22 +185,11 @@ def test_model_index_for_a_card():
     assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.75
 
 
-def test_a_comparison_of_the_recipe(tmp_path, monkeypatch, capsys):
-    import runpy
-    import sys
-    from pathlib import Path
-
-    recipe = str(Path(__file__).resolve().parents[2] / "recipes" / "run_benchmarks.py")
+def test_a_comparison_of_the_recipe(tmp_path, run_recipe):
     for run in (a_run((34, 22), model="adapted"), a_run()):
         run.save_records(tmp_path / f"{run.model}.parquet")
     files = [str(tmp_path / "adapted.parquet"), str(tmp_path / "base.parquet")]
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["run_benchmarks.py", *arguments])
-        runpy.run_path(recipe, run_name="__main__")
-
-    call("--compare", *files)
-    shown = capsys.readouterr().out
+    _, shown, _ = run_recipe("run_benchmarks", "--compare", *files)
     assert "adapted minus base, question by question" in shown and "0.7500 → 0.8500" in shown
     for arguments, message in [
         (["--compare", files[0]], "compare takes two files of records, not 1"),
@@ -208,7 +197,5 @@ def test_a_comparison_of_the_recipe(tmp_path, monkeypatch, capsys):
         ([], "model is needed"),
         (["--model", "x", "--benchmarks", "general_questions", "--output", "a.parquet"], "must not end in .parquet"),
     ]:
-        with pytest.raises(SystemExit) as stopped:
-            call(*arguments)
-        assert stopped.value.code == 2
-        assert message in capsys.readouterr().err
+        code, _, stderr = run_recipe("run_benchmarks", *arguments)
+        assert code == 2 and message in stderr

@@ -134,7 +134,6 @@ def test_known_points_need_no_probes(tmp_path, shared_data):
         ({"eval_file": "missing.jsonl"}, "missing.jsonl"),
         ({"num_tokens": 10**9}, "10"),
         ({"num_probes": 2, "num_tokens": 600, "form": "paper"}, "needs at least 8 law points, got 6"),
-        ({"learning_rat": 1}, "learning_rat"),
     ],
 )
 def test_bad_input_is_one_error_and_no_law(scored, tiny_model_dir, changed, message):

@@ -2,7 +2,6 @@ import importlib.util
 import json
 import math
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -157,15 +156,6 @@ def loss_of_answers(model, tokenizer, template):
     return nll / num_tokens
 
 
-def test_an_unknown_key_stops_the_recipe(tmp_path):
-    corpus = write_jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in TEXTS])
-    config = TRAINING | {"model_name_or_path": "x", "dataset_name": corpus, "output_dir": str(tmp_path / "out")}
-    before = sorted(path.name for path in tmp_path.iterdir())
-    done = finish(start_recipe("cpt", config | {"learning_rat": 1e-3}))
-    assert done.returncode == 2 and "learning_rat" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out.yaml"])
-
-
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
@@ -190,7 +180,7 @@ def test_an_unknown_key_stops_the_recipe(tmp_path):
         ("sft", {"dataset_name": "unanswered.jsonl"}, "has no answer to train on in any of its 2 rows"),
     ],
 )
-def test_bad_input_is_one_clear_error(recipe, options, message, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_clear_error(recipe, options, message, tmp_path, monkeypatch, run_recipe):
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "corpus.jsonl", [{"text": text, "n": 1} for text in TEXTS])
     write_jsonl(tmp_path / "blank.jsonl", [{"text": ""}, {"text": " "}])
@@ -205,9 +195,6 @@ def test_bad_input_is_one_clear_error(recipe, options, message, tmp_path, monkey
         {"model_name_or_path": "no-model", "dataset_name": "corpus.jsonl", "output_dir": "out"} | TRAINING | options
     )
     (tmp_path / "config.yaml").write_text(json.dumps(options))
-    monkeypatch.setattr(sys, "argv", [f"{recipe}.py", "--config", "config.yaml"])
-    with pytest.raises(SystemExit) as exit:
-        runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"), run_name="__main__")
-    error = capsys.readouterr().err
-    assert exit.value.code == 2 and message in error.splitlines()[-1] and "Traceback" not in error
+    code, _, error = run_recipe(recipe, "--config", "config.yaml")
+    assert code == 2 and message in error.splitlines()[-1] and "Traceback" not in error
     assert not (tmp_path / "out").exists()

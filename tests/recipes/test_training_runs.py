@@ -1,5 +1,4 @@
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from recipe_runs import ANSWERS, DOMAIN, LORA, QUESTIONS, TEXTS, losses_of, train_here, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from warm_processes import ROOT
 
 from hf_ppl_select import PerplexityScorer
 from hf_ppl_select.likelihood.engine import LikelihoodEngine
@@ -160,13 +158,8 @@ def test_selecting_on_the_way_in_is_selecting_first(common, model_dir, tmp_path)
         train_here("cpt", common | chosen | {"num_tokens": None})
 
 
-def test_help_all_lists_the_options_of_trl(monkeypatch, capsys):
-    import runpy
-
-    monkeypatch.setattr(sys, "argv", ["cpt.py", "--help_all"])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "recipes" / "cpt.py"), run_name="__main__")
-    text = capsys.readouterr().out
+def test_help_all_lists_the_options_of_trl(run_recipe):
+    _, text, _ = run_recipe("cpt", "--help_all")
     for word in ("--dataset_name", "--law", "--packing_strategy", "--lora_r", "--gradient_checkpointing"):
         assert word in text
 
