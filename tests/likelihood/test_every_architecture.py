@@ -22,10 +22,10 @@ SIZES = {
     2: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers num_key_value_heads "
     "num_experts_per_tok linear_num_key_heads altup_num_inputs eos_token_id moe_topk moe_k",
     4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads num_experts "
-    "num_local_experts n_routed_experts moe_num_experts linear_num_value_heads",
+    "num_local_experts n_routed_experts moe_num_experts linear_num_value_heads linear_num_heads",
     128: "max_position_embeddings n_positions n_ctx max_seq_len mamba_d_ssm",
     16: "head_dim kv_lora_rank q_lora_rank v_head_dim mamba_d_head mamba_chunk_size chunk_size mamba_head_dim "
-    "linear_key_head_dim linear_value_head_dim hidden_size_per_layer_input qk_head_dim",
+    "linear_key_head_dim linear_value_head_dim linear_head_dim hidden_size_per_layer_input qk_head_dim",
     8: "qk_rope_head_dim qk_nope_head_dim rotary_dim mamba_n_heads mamba_d_state state_size ssm_state_size "
     "mamba_num_heads laurel_rank",
     32: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size",
