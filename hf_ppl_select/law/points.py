@@ -72,7 +72,7 @@ class LawPoints:
         Raises:
             ValueError: no point has that column, or some lack its moments in that space.
         """
-        if space not in SPACES:
+        if space not in ("linear", "log"):
             raise ValueError(f"space must be 'linear' or 'log', got {space!r}.")
         if column not in self.scores:
             raise ValueError(f"the law points have no moments of {column!r}, they have {', '.join(self.scores)}.")
