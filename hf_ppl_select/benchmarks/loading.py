@@ -79,7 +79,13 @@ def load_questions(
     """
     source = str(path) if path else f"{benchmark.dataset} ({benchmark.split}) on the Hub"
     filled: dict[int, _Filled] = {}
-    for index, row in enumerate(read_rows(benchmark, path, benchmark.split)):
+    rows = read_rows(benchmark, path, benchmark.split)
+    if benchmark.check is not None:
+        try:
+            benchmark.check(rows)
+        except ValueError as error:
+            raise ValueError(f"{benchmark.name}, {source}: {error}") from None
+    for index, row in enumerate(rows):
         found = _fill(benchmark, index, row, source)
         if found is not None:
             filled[index] = found

@@ -90,6 +90,8 @@ def run_benchmarks(
     max_length = min(
         max_length or model_max_length(model.config, tokenizer), model_max_length(model.config, tokenizer)
     )
+    for benchmark, _, questions in loaded[1:]:  # what cannot be scored is an error now, not after the first one's run
+        encode_questions(questions, tokenizer, max_length, name=benchmark.name)
     scorer = SharedPrefixScorer(engine or LikelihoodEngine(model))
 
     results = {}
