@@ -102,7 +102,7 @@ class SelectArguments:
     streaming: bool = field(default=False, metadata={"help": "Parquet files larger than memory, in two passes."})
     reproduce: str | None = field(default=None, metadata={"help": "selection.json of a subset to select again."})
     output_dir: str = field(default="outputs/subset", metadata={"help": "Folder for the subset and its card."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace a subset that is in output_dir."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace what is in output_dir, or in the repository."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub repository to push to, e.g. me/my-subset."})
     private: bool = field(default=False, metadata={"help": "Make that repository private."})
     license: str | None = field(default=None, metadata={"help": "The source's, as on the Hub: cc-by-4.0, other, ..."})
@@ -173,7 +173,8 @@ def main(args):
     folder = save_subset(subset, args.output_dir, overwrite=args.overwrite, **about)
     print(f"Saved to {folder}.", flush=True)
     if args.push_to_hub:
-        print(f"Pushed to {push_subset_to_hub(subset, args.push_to_hub, private=args.private, **about)}.")
+        options = {"private": args.private, "overwrite": args.overwrite}
+        print(f"Pushed to {push_subset_to_hub(subset, args.push_to_hub, **options, **about)}.")
     return selection
 
 

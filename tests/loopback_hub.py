@@ -304,8 +304,8 @@ _ROUTES = [
     (rf"POST /datasets/{_REPO}.git/info/lfs/objects/batch", lambda handler, _repo, **rest: handler.lfs_batch(**rest)),
     (r"PUT /lfs/([0-9a-f]{64})", _Handler.lfs_upload),
     (rf"POST /api/{_KIND}/{_REPO}/commit/main", _Handler.commit),
-    (rf"GET /api/datasets/{_REPO}/tree/([^/]+)", _Handler.tree),
-    (rf"GET /api/datasets/{_REPO}/tree/([^/]+)/(.+)", _Handler.tree),
-    (rf"POST /api/datasets/{_REPO}/paths-info/([^/]+)", _Handler.paths_info),
+    (rf"GET /api/{_KIND}/{_REPO}/tree/([^/]+)", _Handler.tree),
+    (rf"GET /api/{_KIND}/{_REPO}/tree/([^/]+)/(.+)", _Handler.tree),
+    (rf"POST /api/{_KIND}/{_REPO}/paths-info/([^/]+)", _Handler.paths_info),
     (rf"(?:GET|HEAD) (?:/datasets)?/{_REPO}/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]

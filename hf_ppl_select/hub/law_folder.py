@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from ..data.saving import write_atomically
+from .existing import existing_readme, is_ours, join_cards, their_files
 from .law_card import law_card
 from .repository import HUB_TIMEOUT, check_hub_access, check_license, plain_hub_errors, usable_token
 
@@ -30,23 +31,27 @@ def save_law(law: Any, folder: str | os.PathLike, *, license: str | None = None)
 
     Args:
         law: a fitted [`ScalingLaw`].
-        folder: made if absent. A law that is there is replaced; the README.md of anything else is not.
+        folder: made if absent. A law that is there is replaced, with its section of the README.md; no other file is.
         license: Hub identifier of the licence under which the law is shared.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: the folder is a file, holds another README.md, or the licence is no identifier.
+        ValueError: the folder is a file, holds a README.md or law.json of something else, or the licence is no
+            identifier.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the law.")
-    if (folder / "README.md").exists() and not (folder / LAW_FILE).exists():
+    readme = folder / "README.md"
+    if (folder / LAW_FILE).exists() and not is_ours(folder / LAW_FILE):
+        raise ValueError(f"{folder} holds a {LAW_FILE} of something else; name a new or empty folder.")
+    if readme.exists() and not (folder / LAW_FILE).exists():
         raise ValueError(f"{folder} holds a README.md of something else; name a new or empty folder.")
     card = law_card(law, license=license and check_license(license), name=folder.resolve().name)
     law.save(folder / LAW_FILE)
-    write_atomically(folder / "README.md", card)
+    write_atomically(readme, join_cards(readme.read_text(encoding="utf-8") if readme.exists() else None, card))
     return folder
 
 
@@ -64,7 +69,7 @@ def push_law_to_hub(
     Args:
         law: a fitted [`ScalingLaw`].
         repo_id: `"user/name"`, `"organization/name"`, or `"name"` for the token's owner. A repository that exists gets
-            new versions of the two files.
+            new versions of the two files; of a README of others only our own section is ever rewritten.
         license: Hub identifier of the licence under which the law is shared.
         private: make the repository private; refused if it exists and is public.
         token: of the Hub; by default that of `HF_TOKEN` or `hf auth login`.
@@ -74,7 +79,8 @@ def push_law_to_hub(
         The URL of the repository.
 
     Raises:
-        ValueError: `private` for a public repository, or the licence is no identifier.
+        ValueError: `private` for a public repository, a law.json of something else there, or the licence is no
+            identifier.
         ConnectionError, PermissionError: see [`check_hub_access`]; also when the Hub fails on the way.
     """
     license = license and check_license(license)
@@ -84,11 +90,14 @@ def push_law_to_hub(
     api = HfApi(token=token, library_name="hf_ppl_select")
     stopped = f"The push to {repo_id} stopped (run it again)"
     with tempfile.TemporaryDirectory() as folder, plain_hub_errors(stopped, token):
-        law.save(Path(folder, LAW_FILE))
-        write_atomically(Path(folder, "README.md"), card)
         api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
         if private and not api.model_info(repo_id, timeout=HUB_TIMEOUT).private:
             raise ValueError(f"{repo_id} exists and is public; make it private on the Hub, or choose another name.")
+        readme = existing_readme(repo_id, "model", token)
+        if their_files(api, repo_id, "model", [LAW_FILE], readme)[0]:
+            raise ValueError(f"{repo_id} holds a {LAW_FILE} of something else; push to another repository.")
+        law.save(Path(folder, LAW_FILE))
+        write_atomically(Path(folder, "README.md"), join_cards(readme, card))
         operations = [CommitOperationAdd(path.name, path) for path in sorted(Path(folder).iterdir())]
         api.create_commit(repo_id, operations, commit_message=commit_message, repo_type="model")
     return f"{api.endpoint}/{repo_id}"

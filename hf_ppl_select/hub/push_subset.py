@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from ..data.saving import write_atomically
+from .existing import existing_readme, join_cards, their_files
 from .repository import HUB_TIMEOUT, check_hub_access, check_license, plain_hub_errors, usable_token
 from .subset_card import subset_card
-from .subset_folder import LAYOUT, check_folder, check_subset, describe_subset, save_parts, save_subset
+from .subset_folder import check_folder, check_subset, describe_subset, save_parts, save_subset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,11 +32,14 @@ def push_subset_to_hub(
     license: str | None = None,
     source: str | None = None,
     private: bool = False,
+    overwrite: bool = False,
     token: str | None = None,
 ) -> str:
     """Push a subset to the Hub as a dataset with the split `train` and a card that says how it was made.
 
-    A repository that exists gets new versions of these files. If the push stops half-way, the same call completes it.
+    A repository that exists gets new versions of these files. What others wrote there stays: other configurations
+    load as before, and of a README of theirs only our own section is ever rewritten. If the push stops half-way, the
+    same call completes it.
 
     Args:
         subset: what [`select_subset`] returned.
@@ -46,13 +50,14 @@ def push_subset_to_hub(
         license: licence of the source, as the Hub writes it: `"cc-by-4.0"`, ..., `"other"`, `"unknown"`. Required.
         source: where the text comes from: a Hub dataset id, or words.
         private: make the repository private; refused if it exists and is public.
+        overwrite: replace files of others that stand where ours go: a law.json of another kind, a split "train".
         token: of the Hub; by default that of `HF_TOKEN` or `hf auth login`.
 
     Returns:
         The URL of the dataset.
 
     Raises:
-        ValueError: no `license`, an empty subset, or `private` for a public repository.
+        ValueError: no `license`, an empty subset, `private` for a public repository, or files of others in the way.
         ConnectionError, PermissionError: see [`check_hub_access`]; also when the Hub fails on the way.
     """
     license = check_license(license)
@@ -67,11 +72,17 @@ def push_subset_to_hub(
         api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
         if private and not api.dataset_info(repo_id, timeout=HUB_TIMEOUT).private:
             raise ValueError(f"{repo_id} exists and is public; make it private on the Hub, or choose another name.")
-        write_atomically(Path(folder, "README.md"), card)
         save_parts(Path(folder), law, landscape, selection)
-        new = {path.name: CommitOperationAdd(path.name, path) for path in sorted(Path(folder).iterdir())}
-        stale = set(LAYOUT) & set(api.list_repo_files(repo_id, repo_type="dataset")) - set(new)
-        operations = [*new.values(), *map(CommitOperationDelete, sorted(stale))]  # nothing of an earlier push is left
+        readme = existing_readme(repo_id, "dataset", token)
+        clashes, stale = their_files(api, repo_id, "dataset", [path.name for path in Path(folder).iterdir()], readme)
+        if clashes and not overwrite:
+            raise ValueError(
+                f"{repo_id} holds {', '.join(clashes[:3])}, which hf_ppl_select did not write and this push would "
+                "replace; push to another repository, or pass overwrite=True (--overwrite)."
+            )
+        write_atomically(Path(folder, "README.md"), join_cards(readme, card))
+        new = [CommitOperationAdd(path.name, path) for path in sorted(Path(folder).iterdir())]
+        operations = [*new, *map(CommitOperationDelete, sorted(stale))]  # nothing of an earlier push is left
         # The card goes first: pushing the data then adds to it what load_dataset needs.
         api.create_commit(repo_id, operations, commit_message="Say how the subset was made", repo_type="dataset")
         subset.push_to_hub(repo_id, split="train", commit_message="Add the selected chunks", token=token)

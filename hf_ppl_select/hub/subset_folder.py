@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.saving import write_atomically
 from ..landscape.landscape import PerplexityLandscape
+from .existing import OUR_FILES, is_ours, join_cards
 from .repository import check_license
 from .subset_card import subset_card
 
@@ -43,7 +44,8 @@ def check_layout(folder: Path, also: tuple[str, ...] = (".unfinished",)) -> list
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the subset.")
     present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    if foreign := [name for name in present if name not in (*LAYOUT, *also)]:
+    others = [name for name in present if name in OUR_FILES and not is_ours(folder / name)]
+    if foreign := others + [name for name in present if name not in (*LAYOUT, *also)]:
         raise ValueError(f"{folder} holds {foreign[0]!r}, which is no part of a subset; name a new or empty folder.")
     return present
 
@@ -93,13 +95,18 @@ def save_subset(
             shard = subset.shard(num_shards, index, contiguous=True)
             shard.to_parquet(aside / "data" / f"train-{index:05d}-of-{num_shards:05d}.parquet")
         save_parts(aside, law, landscape, selection)
-        write_atomically(aside / "README.md", card)
+        write_atomically(aside / "README.md", join_cards(_readme(folder), card))
         _sync(aside)
         _replace_folder(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return folder
+
+
+def _readme(folder: Path) -> str | None:
+    path = folder / "README.md"
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def describe_subset(subset: Dataset) -> dict[str, Any]:

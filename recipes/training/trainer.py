@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pyarrow.compute as pc
 from accelerate import PartialState
 from datasets import concatenate_datasets
 
+from hf_ppl_select.data.saving import write_atomically
+from hf_ppl_select.hub.existing import existing_readme, join_cards
 from training.card import CardFacts, TrainingRows, training_card
 from training.cpu_trainer import CpuSFTTrainer
 
@@ -131,7 +134,10 @@ class RecipeTrainer(CpuSFTTrainer):
             print(message, flush=True)
 
     def create_model_card(self, model_name: str | None = None, dataset_name=None, tags=None) -> None:
-        """Write README.md into the output folder: TRL calls this for each checkpoint and before a push."""
+        """Write README.md into the output folder: TRL calls this for each checkpoint and before a push.
+
+        Of a README that is there, or in the repository to push to, only our own section is rewritten.
+        """
         if self.is_world_process_zero():
             card = training_card(
                 name=model_name or self.args.output_dir.rstrip("/").rpartition("/")[2],
@@ -142,7 +148,12 @@ class RecipeTrainer(CpuSFTTrainer):
                 is_adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
                 tags=["generated_from_trainer", *self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
             )
-            card.save(f"{self.args.output_dir}/README.md")
+            path, readme = Path(self.args.output_dir, "README.md"), None
+            if path.exists():
+                readme = path.read_text(encoding="utf-8")
+            elif self.args.push_to_hub and self.hub_model_id:
+                readme = existing_readme(self.hub_model_id, "model", self.args.hub_token)
+            write_atomically(path, join_cards(readme, str(card)))
 
 
 def _lengths(dataset: Dataset) -> np.ndarray:

@@ -1,0 +1,129 @@
+"""What a folder or repository holds already: which files are ours, and how our card joins a README of others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi, RepoCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+OUR_FILES = {  # what they say they are
+    "law.json": "scaling_law",
+    "landscape.json": "landscape",
+    "selection.json": "selection",
+    "selector.json": "perplexity_selector",
+}
+_BEGIN = "<!-- hf_ppl_select writes from here -->"
+_END = "<!-- to here; text outside of these two lines is kept -->"
+_DATA_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl", ".txt", ".arrow", ".tar", ".zip")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file called like one of [`OUR_FILES`] says that it is one."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("kind") == f"hf_ppl_select/{OUR_FILES[path.name]}"
+
+
+def has_our_section(readme: str | None) -> bool:
+    return readme is not None and _BEGIN in readme and _END in readme
+
+
+def join_cards(existing: str | None, ours: str) -> str:
+    """A card with our text between two marks, and around it what others wrote.
+
+    Of the metadata, theirs stays where both say something, but for the licence and what is a list, of which both
+    count. In a card that is nothing but ours, ours is new, and what `datasets` added to it stays.
+
+    Args:
+        existing: the README that is there, or None.
+        ours: the new card: a YAML block and Markdown.
+
+    Raises:
+        ValueError: the YAML block of the existing one is broken.
+    """
+    new = _card(ours)
+    section = f"{_BEGIN}\n\n{new.text.strip()}\n\n{_END}"
+    if existing is None or not existing.strip():
+        return _with_metadata(new.data.to_dict(), f"{section}\n")
+    old = _card(existing)
+    theirs, mine = old.data.to_dict(), new.data.to_dict()
+    before, after = old.text.rstrip() + "\n\n", "\n"
+    if has_our_section(existing):
+        before, _, rest = old.text.partition(_BEGIN)
+        after = rest.partition(_END)[2]
+    if has_our_section(existing) and not (before + after).strip():
+        merged = theirs | mine
+    else:
+        merged = mine | theirs | {"license": mine["license"]} if "license" in mine else mine | theirs
+        for name, value in mine.items():
+            if isinstance(value, list) and isinstance(theirs.get(name), list):
+                merged[name] = [*theirs[name], *(item for item in value if item not in theirs[name])]
+    return _with_metadata(merged, f"{before.lstrip()}{section}{after}")
+
+
+def existing_readme(repo_id: str, repo_type: str, token: str | None) -> str | None:
+    """The README of a repository, or None where there is no repository or no README."""
+    try:
+        path = hf_hub_download(repo_id, "README.md", repo_type=repo_type, token=token)
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        return None
+    return Path(path).read_text(encoding="utf-8")
+
+
+def their_files(
+    api: HfApi, repo_id: str, repo_type: str, writes: Iterable[str], readme: str | None
+) -> tuple[list[str], list[str]]:
+    """What a push would overwrite though others wrote it, and which files of earlier pushes it leaves behind.
+
+    Args:
+        api: with a token.
+        repo_id, repo_type: a repository that exists.
+        writes: names among [`OUR_FILES`] that the push writes.
+        readme: of the repository.
+    """
+    present = set(api.list_repo_files(repo_id, repo_type=repo_type))
+    named = {
+        name: is_ours(Path(hf_hub_download(repo_id, name, repo_type=repo_type, token=api.token)))
+        for name in OUR_FILES
+        if name in present
+    }
+    clashes = [name for name, ours in named.items() if name in set(writes) and not ours]
+    stale = [name for name, ours in named.items() if name not in set(writes) and ours]
+    if repo_type == "dataset" and not has_our_section(readme) and not named.get("selection.json"):
+        clashes += _default_split(present, _card(readme or "").data.to_dict())
+    return clashes, stale
+
+
+def _default_split(present: set[str], metadata: dict[str, Any]) -> list[str]:
+    """Files of others that `load_dataset(repo_id, split="train")` reads, whose place a push would take."""
+    configs = metadata.get("configs") or []
+    if not configs:  # then every data file is of the default configuration
+        return sorted(path for path in present if path.endswith(_DATA_SUFFIXES) and path not in OUR_FILES)
+    taken = [f"the configuration {each['config_name']!r}" for each in configs if each.get("config_name") == "default"]
+    return taken + sorted(path for path in present if path.startswith("data/train-"))
+
+
+def _card(text: str) -> RepoCard:
+    """A README, whose YAML block may be missing."""
+    text = text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n{text}"
+    try:
+        return RepoCard(text, ignore_metadata_errors=True)
+    except yaml.YAMLError as error:
+        where = str(error).splitlines()[0]
+        raise ValueError(
+            f"the YAML block of the README.md that is there cannot be read ({where}); repair it."
+        ) from error
+
+
+def _with_metadata(metadata: dict[str, Any], text: str) -> str:
+    card = _card("")
+    card.data = type(card.data)(**metadata)
+    card.text = text
+    return str(card) if metadata else text
