@@ -50,7 +50,10 @@ class ScoreArguments:
     )
     model_revision: str | None = field(default=None, metadata={"help": "Hub branch, tag or commit of the model."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights; auto keeps the checkpoint's own."})
-    bos: str = field(default="auto", metadata={"help": "auto scores the first token too, after a BOS; or none."})
+    bos: str = field(
+        default="auto",
+        metadata={"help": "Before a text: auto (what the model saw between documents), bos, eos or none."},
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longest window; default: the model's positions."})
     chat_template_file: str | None = field(
         default=None, metadata={"help": "For messages: a Jinja template with {%% generation %%} marks."}
@@ -81,10 +84,11 @@ def main(args):
 
     import pyarrow as pa
     from tqdm import tqdm
-    from transformers import AutoTokenizer
 
     from hf_ppl_select import PerplexityLandscape, chunk_documents
     from hf_ppl_select.data.load import load_rows
+    from hf_ppl_select.likelihood.model_identity import own_revision
+    from hf_ppl_select.likelihood.models import load_tokenizer
     from hf_ppl_select.scoring.perplexity import SCORE_COLUMNS, PerplexityScorer
     from hf_ppl_select.scoring.rows import columns_to_score
     from hf_ppl_select.scoring.texts import compiling_pays
@@ -110,7 +114,7 @@ def main(args):
     documents = chunks = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
     if args.chunk_length:
         chunking = {
-            "tokenizer": AutoTokenizer.from_pretrained(scorer.model_name, revision=args.model_revision),
+            "tokenizer": load_tokenizer(scorer.model_name, revision=own_revision(settings["revision"])),
             "max_length": args.chunk_length,
             "text_column": args.text_column,
             "separator": None if args.separator == "none" else args.separator,

@@ -32,7 +32,10 @@ class RayScoreArguments:
     )
     model_revision: str | None = field(default=None, metadata={"help": "Hub branch, tag or commit of the model."})
     dtype: str = field(default="auto", metadata={"help": "Of the weights; auto keeps the checkpoint's own."})
-    bos: str = field(default="auto", metadata={"help": "auto scores the first token too, after a BOS; or none."})
+    bos: str = field(
+        default="auto",
+        metadata={"help": "Before a text: auto (what the model saw between documents), bos, eos or none."},
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longest window; default: the model's positions."})
     output_dir: str = field(default="outputs/scored", metadata={"help": "Folder for the scored chunks."})
     address: str | None = field(default=None, metadata={"help": "Of a Ray cluster; auto: the one this machine is in."})

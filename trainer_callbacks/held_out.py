@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import IterableDataset
 
+from hf_ppl_select.likelihood.start_token import start_token
 from hf_ppl_select.scoring.perplexity import TextLikelihoods, context_length, score_rows
-from hf_ppl_select.scoring.rows import TokenizedRow, bos_token, columns_to_score, tokenize_rows
+from hf_ppl_select.scoring.rows import TokenizedRow, columns_to_score, tokenize_rows
 
 from .measuring import tokenizer_of
+from .processes import engine_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -39,11 +41,12 @@ class HeldOutSet:
         rows: Iterable[str] | Any,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        bos: int | None,
         text_column: str = "text",
         chat_template: str | None = None,
         max_length: int | None = None,
     ) -> HeldOutSet:
-        """Tokenize a list of texts or a [`~datasets.Dataset`].
+        """Tokenize a list of texts or a [`~datasets.Dataset`]; `bos` is the token to put before each.
 
         Raises:
             ValueError: nothing to score in it: no rows, only empty ones, or none of the columns above.
@@ -70,7 +73,7 @@ class HeldOutSet:
         tokenized = tokenize_rows(batch, tokenizer, text_column=text_column, chat_template=chat_template)
         if not any(len(row.counted) for row in tokenized):
             raise ValueError(f"the held-out set {name!r} has no token to score in its {len(tokenized)} rows.")
-        return cls(name, tokenized, bos_token(tokenizer, "auto"), max_length)
+        return cls(name, tokenized, bos, max_length)
 
     def measure(self, engine: LikelihoodEngine) -> TextLikelihoods:
         """Likelihoods under the engine's model as it is now."""
@@ -100,4 +103,6 @@ def tokenize_sets(
     context_length(trainer.model, max_length)
     tokenizer = tokenizer or tokenizer_of(trainer)
     options = {"text_column": text_column, "chat_template": chat_template, "max_length": max_length}
+    # Asked of the model before it trains: a resumed run has its checkpoint's weights only later, and measures alike
+    options["bos"] = start_token(engine_of(trainer), tokenizer)
     return [HeldOutSet.from_rows(name, rows, tokenizer, **options) for name, rows in held_out.items()]

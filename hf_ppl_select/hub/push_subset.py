@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,5 +88,21 @@ def push_subset_to_hub(
         operations = [*new, *map(CommitOperationDelete, sorted(stale))]  # nothing of an earlier push is left
         # The card goes first: pushing the data then adds to it what load_dataset needs.
         api.create_commit(repo_id, operations, commit_message="Say how the subset was made", repo_type="dataset")
-        subset.push_to_hub(repo_id, split="train", commit_message="Add the selected chunks", token=token)
+        with _no_talk_of_one_process():
+            subset.push_to_hub(repo_id, split="train", commit_message="Add the selected chunks", token=token)
     return f"{api.endpoint}/datasets/{repo_id}"
+
+
+@contextmanager
+def _no_talk_of_one_process() -> Iterator[None]:
+    """Without what `datasets` warns of at each push of one file: that one process is set back to one."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return "Setting num_proc from 1 back to 1" not in record.getMessage()
+
+    datasets_logger = logging.getLogger("datasets.arrow_dataset")
+    datasets_logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        datasets_logger.removeFilter(is_news)

@@ -249,10 +249,8 @@ class PerplexityLandscape:
         """
         if num_tokens > self.num_tokens:
             raise ValueError(f"the corpus has {self.num_tokens} tokens, asked for {num_tokens:.0f}; lower num_tokens.")
-        if not num_tokens >= min(self.tokens_per_chunk, self.num_tokens):
-            raise ValueError(
-                f"asked for {num_tokens:g} tokens, but one chunk holds {self.tokens_per_chunk:g} on average."
-            )
+        if not num_tokens >= min(one := self.tokens_per_chunk, self.num_tokens):
+            raise ValueError(f"asked for {num_tokens:g} tokens, but one chunk holds {one:g} on average.")
         w, mean, std = self.bin_moments(space)
         return attainable_region(mean, num_tokens, self.sums[:, 1], w, std, space, self.column)
 
@@ -268,17 +266,22 @@ class PerplexityLandscape:
         inside = np.abs(_centres(self.bins) - (first + third) / 2) <= 2.0 * (third - first) + 1 / BINS_PER_NAT
         return cells if outliers else cells.take(inside)
 
+    @property
+    def summary(self) -> dict[str, float | int]:
+        """Its moments, chunks and tokens."""
+        names = ("mu", "sigma", "log_mu", "log_sigma", "num_chunks", "num_tokens")
+        return {name: getattr(self, name) for name in names}
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` gives the same back, bit by bit."""
         columns = {name: self.sums[:, i].tolist() for i, name in enumerate(_SUMS)}
-        derived = ("mu", "sigma", "log_mu", "log_sigma", "num_chunks", "num_tokens")  # for readers of the file
         return {
             "model": self.model,
             "column": self.column,
             "weights": self.weights,
             "num_skipped": self.num_skipped,
             "num_infinite": self.num_infinite,
-            "summary": {name: getattr(self, name) for name in derived},
+            "summary": self.summary,  # for readers of the file
             "bins_per_nat": BINS_PER_NAT,
             "bins": self.bins.tolist(),
             **columns,
@@ -301,11 +304,8 @@ class PerplexityLandscape:
         return cls.from_dict(load_json(path, kind="landscape", version=_SCHEMA_VERSION))
 
     def __repr__(self) -> str:
-        return (
-            f"PerplexityLandscape(mu={self.mu:.4g}, sigma={self.sigma:.4g}, log_mu={self.log_mu:.4g}, "
-            f"log_sigma={self.log_sigma:.4g}, num_chunks={self.num_chunks}, num_tokens={self.num_tokens}, "
-            f"model={self.model!r}, column={self.column!r})"
-        )
+        numbers = (f"{name}={x:.4g}" if isinstance(x, float) else f"{name}={x}" for name, x in self.summary.items())
+        return f"PerplexityLandscape({', '.join(numbers)}, model={self.model!r}, column={self.column!r})"
 
 
 def _centres(bins: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ At a given mean the least spread is that of neighbours in sorted order, the most
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -132,6 +133,8 @@ def check_space(space: str) -> None:
 
 
 def check_budget(num_tokens: Any, available: float, note: str = "") -> None:
+    if not isinstance(num_tokens, Real) or isinstance(num_tokens, bool):
+        raise TypeError(f"num_tokens={num_tokens!r} must be a number, not {type(num_tokens).__name__}.")
     if not (np.isfinite(num_tokens) and num_tokens > 0):
         raise ValueError(f"num_tokens={num_tokens} is not a budget; it must be a number above 0.")
     if num_tokens > available:

@@ -65,6 +65,18 @@ def choose_form(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return min(close, key=lambda row: (row["num_params"], row["loo_mae"]))
 
 
+def only_without_features(rows: list[dict[str, Any]]) -> str | None:
+    """What it means if only forms that read nothing of the landscape could be fitted, or None."""
+    reads = [row for row in rows if LAW_FORMS[row["form"]].terms(row["space"])]
+    if not reads or any(row["problem"] is None for row in reads):
+        return None
+    nearest = min(reads, key=lambda row: row["num_params"])
+    return (
+        "These points allow no form that reads mu and sigma, so the law predicts the same for every subset and cannot "
+        f"select: {nearest['problem']}"
+    )
+
+
 def _compare_one(points: LawPoints, form: str, space: Space, column: str) -> dict[str, Any]:
     form_params, n = law_form(form, space).param_names(space), len(points)
     row = {"form": form, "space": space, "column": column, "num_params": len(form_params), "chosen": False}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .comparison import choose_form, compare_scaling_laws, fit_problem, standardised
+from .comparison import choose_form, compare_scaling_laws, fit_problem, only_without_features, standardised
 from .forms import LAW_FORMS, design_matrix
 from .points import read_law_points
 from .scaling_law import FitReport, ScalingLaw
@@ -53,12 +53,15 @@ def fit_scaling_law(
             says in what.
 
     Warns:
-        UserWarning: the moments of the score are heavy-tailed (sigma > mu), so a linear-space law rests on a few
-            chunks; the fit did not converge.
+        UserWarning: `form="auto"` has no form to take that reads mu and sigma; the moments of the score are
+            heavy-tailed (sigma > mu), so a linear-space law rests on a few chunks; the fit did not converge.
     """
     points = read_law_points(points)
     if "auto" in (form, space, column):
-        row = choose_form(compare_scaling_laws(points, form=form, space=space, column=column))
+        rows = compare_scaling_laws(points, form=form, space=space, column=column)
+        row = choose_form(rows)
+        if form == "auto" and (blind := only_without_features(rows)):
+            warnings.warn(blind, stacklevel=2)
         form, space, column = row["form"], row["space"], row["column"]
     if problem := fit_problem(points, form, space, column):
         raise ValueError(problem)

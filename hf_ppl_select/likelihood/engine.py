@@ -84,6 +84,7 @@ class LikelihoodEngine:
         self.sample_length = int(min(self.window, self.positions, 40))  # of texts in self-checks
         self.num_workers = num_workers(self.causal_lm)
         self.compiled = False
+        self.start_tokens: dict[tuple[int, ...], int] = {}  # what the model was asked in start_token.py
         self.tiled_head: bool | None = None  # both decided at the first call
         self.packs: bool | None = None
 
@@ -140,12 +141,13 @@ class LikelihoodEngine:
             float64 array `[len(sequences)]`, nats, in input order; 0 where nothing counts.
 
         Raises:
-            ValueError: position 0 is to count, a token id is not in the vocabulary, the model is not causal, or gives
-                NaN.
+            ValueError: position 0 is to count, a token id is not in the vocabulary, a sequence is longer than the
+                model has positions, the model is not causal, or gives NaN.
             torch.OutOfMemoryError: memory does not hold a single sequence.
         """
         if len(sequences) != len(counted):
             raise ValueError(f"{len(sequences)} sequences but {len(counted)} lists of counted positions.")
+        self.check_lengths([len(ids) if len(positions) else 0 for ids, positions in zip(sequences, counted)])
         totals = np.zeros(len(sequences), dtype=np.float64)
 
         def launch(batch: list[int]) -> tuple[np.ndarray, torch.Tensor]:
@@ -253,13 +255,22 @@ class LikelihoodEngine:
                 input_ids[row, : len(ids)] = ids
             at = rows * input_ids.shape[1] + columns
         targets = input_ids.reshape(-1)[at]
-        self._check_ids(input_ids, targets)
+        self.check_ids(input_ids, targets)
         with attention:
             outputs = self.outputs(self._to_device(input_ids), **inputs)
         return rows, self.losses(outputs.flatten(0, 1)[self._to_device(at - 1)], self._to_device(targets))
 
-    def _check_ids(self, input_ids: np.ndarray, targets: np.ndarray) -> None:
-        """A GPU would end the process with an index out of range that names nothing."""
+    def check_lengths(self, lengths: Sequence[int]) -> None:
+        """ValueError for a sequence longer than the positions that the model has."""
+        if lengths and max(lengths) > self.positions:
+            longest = int(np.argmax(lengths))
+            raise ValueError(
+                f"Sequence {longest} has {lengths[longest]} tokens, but {type(self.causal_lm).__name__} has "
+                f"{self.positions} positions: score it in windows of max_length={self.positions} tokens or fewer."
+            )
+
+    def check_ids(self, input_ids: np.ndarray, targets: np.ndarray) -> None:
+        """ValueError for token ids that the model lacks; a GPU would end the process, and name nothing."""
         rows = self.causal_lm.get_input_embeddings().weight.shape[0]
         for ids, most, does in ((input_ids, rows, "reads"), (targets, self.vocabulary, "predicts")):
             if ids.min() < 0 or ids.max() >= most:

@@ -1,14 +1,23 @@
-"""Which weights exactly: a Hub model's commit, or a hash of a local folder's files. Imports no torch."""
+"""Which weights exactly: a Hub model's commit, or a hash of a local folder's files. Imports no torch.
+
+Both cover all that a model's numbers come from: weights, tokenizer, chat templates, and what an adapter is based on.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import time
 from functools import lru_cache
 from pathlib import Path
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M"
-_WEIGHTS_AND_TOKENIZER = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt", ".py")
+_ENDINGS = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".spm", ".tiktoken", ".bpe", ".txt", ".py")
+_TEMPLATES = "additional_chat_templates"  # the folder that transformers reads further chat templates from
+_SETTLED = 2.0  # seconds: a file that changed later may change once more within the same tick of its time stamp
+
+Stamp = tuple[str, int, int, int, int]  # name, size, mtime and ctime in ns, inode
 
 
 def default_model_name() -> str:
@@ -19,23 +28,71 @@ def default_model_name() -> str:
 def resolve_revision(model: str, revision: str | None = None) -> str:
     """The commit of a Hub model (asked online, else from the cache), or `sha256:...` of a local folder's model files.
 
+    Of an adapter also that of the model it is based on: `"<commit or sha256> on <commit or sha256>"`.
+
     Raises:
-        OSError: the model is neither a local folder nor known to the Hub or its cache.
+        OSError: the model, or what it is based on, is neither a local folder nor known to the Hub or its cache.
+    """
+    found = _resolve_one(model, revision)
+    base = adapter_base(model, found)
+    return found if base is None else f"{found} on {resolve_revision(*base)}"
+
+
+def own_revision(resolved: str) -> str | None:
+    """What `from_pretrained(revision=...)` takes of a resolved revision: the commit, or None for a folder."""
+    own = resolved.partition(" on ")[0]
+    return None if own.startswith("sha256:") else own
+
+
+def adapter_base(model: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """Name and revision of the model that an adapter is based on; None for what is no adapter.
+
+    A folder with a whole model and an adapter beside it is based on itself, as in transformers.
     """
     if os.path.isdir(model):
-        files = sorted(p for p in Path(model).iterdir() if p.suffix in _WEIGHTS_AND_TOKENIZER and p.is_file())
-        if not files:
-            raise OSError(f"The folder {model!r} holds no model: no file ends in {', '.join(_WEIGHTS_AND_TOKENIZER)}.")
-        stamps = tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files)
-        return _hash_files(os.path.abspath(model), stamps)
-    return _hub_commit(model, revision or "main")
+        path = os.path.join(model, "adapter_config.json")
+        if not os.path.isfile(path) or os.path.isfile(os.path.join(model, "config.json")):
+            return None
+    else:
+        revision = None if revision is None or revision.startswith("sha256:") else revision
+        if (path := _hub_file(model, "adapter_config.json", revision)) is None:
+            return None
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    if not config.get("base_model_name_or_path"):
+        raise OSError(f"The adapter {model!r} names no base_model_name_or_path in its adapter_config.json.")
+    return config["base_model_name_or_path"], config.get("revision")
+
+
+def folder_stamps(folder: str | os.PathLike) -> tuple[Stamp, ...]:
+    """Sizes, times and inodes of the files in a folder that make the model."""
+    stamps = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name == _TEMPLATES and entry.is_dir():
+                stamps += [(f"{_TEMPLATES}/{name}", *rest) for name, *rest in folder_stamps(entry.path)]
+            elif os.path.splitext(entry.name)[1] in _ENDINGS and entry.is_file():
+                info = entry.stat()
+                stamps.append((entry.name, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
+    return tuple(sorted(stamps))
+
+
+def _resolve_one(model: str, revision: str | None) -> str:
+    if not os.path.isdir(model):
+        return _hub_commit(model, revision or "main")
+    stamps = folder_stamps(model)
+    if not stamps:
+        raise OSError(f"The folder {model!r} holds no model: no file ends in {', '.join(_ENDINGS)}.")
+    folder, now = os.path.abspath(model), time.time_ns()
+    settled = all(abs(now - max(stamp[2:4])) > _SETTLED * 1e9 for stamp in stamps)
+    return _hash_files(folder, stamps) if settled else _hash_files.__wrapped__(folder, stamps)
 
 
 @lru_cache(maxsize=32)
-def _hash_files(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """Content decides; sizes and times only tell whether to read the files again in this process."""
+def _hash_files(folder: str, stamps: tuple[Stamp, ...]) -> str:
+    """Content decides; the stamps only tell whether to read the files again in this process."""
     digest = hashlib.sha256()
-    for name, _, _ in stamps:
+    for name, *_ in stamps:
         digest.update(name.encode() + b"\0")
         with open(os.path.join(folder, name), "rb") as file:
             while block := file.read(2**20):
@@ -43,20 +100,34 @@ def _hash_files(folder: str, stamps: tuple[tuple[str, int, int], ...]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-@lru_cache(maxsize=32)
 def _hub_commit(model: str, revision: str) -> str:
+    for filename in ("config.json", "adapter_config.json"):
+        if (path := _hub_file(model, filename, revision)) is not None:
+            return Path(path).parent.name  # the Hub's cache keeps files under snapshots/<commit>/
+    raise OSError(
+        f"Cannot find the model {model!r} (revision {revision!r}): it is no local folder, not in the Hub's cache, and "
+        "the Hub could not be asked or has no config.json there. Check the name and the network, or point the model "
+        "option or HF_PPL_SELECT_MODEL to a local folder."
+    )
+
+
+def _hub_file(model: str, filename: str, revision: str | None) -> str | None:
+    """The path in the Hub's cache, downloaded if need be; None if it cannot be had."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+    )
 
     try:
-        path = hf_hub_download(model, "config.json", revision=revision)
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-        is_hub_name = not isinstance(error, HFValidationError)
-        path = try_to_load_from_cache(model, "config.json", revision=revision) if is_hub_name else None
-        if not isinstance(path, str):
-            raise OSError(
-                f"Cannot find the model {model!r} (revision {revision!r}): it is no local folder, not in the Hub's "
-                "cache, and the Hub could not be asked. Check the name and the network, or point the model option or "
-                "HF_PPL_SELECT_MODEL to a local folder."
-            ) from error
-    return Path(path).parent.name  # the Hub's cache keeps files under snapshots/<commit>/
+        known = try_to_load_from_cache(model, filename, revision=revision)
+        is_commit = revision is not None and len(revision) == 40
+        if is_commit and known is not None:
+            return known if isinstance(known, str) else None  # or it is known that the commit has no such file
+        return hf_hub_download(model, filename, revision=revision)
+    except (RemoteEntryNotFoundError, HFValidationError):
+        return None
+    except (LocalEntryNotFoundError, HfHubHTTPError):
+        return known if isinstance(known, str) else None

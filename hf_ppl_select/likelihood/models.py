@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from .model_identity import adapter_base
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_OR_NONE = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
 GPU_BATCH_TOKENS = 32768  # measured: more do not make a pass faster, and take memory
 
 
@@ -35,7 +41,7 @@ def load_model(
     """Load a causal LM, in eval mode on its device, and its tokenizer.
 
     Args:
-        name_or_path: Hub id or local folder.
+        name_or_path: Hub id or local folder, of a model or of an adapter (PEFT), which comes with what it is based on.
         revision: Hub branch, tag or commit.
         dtype: `"auto"` keeps the checkpoint's own; else a torch dtype or its name, e.g. `"float32"`.
         device: default: CUDA if there is one, else CPU.
@@ -43,23 +49,105 @@ def load_model(
 
     Raises:
         OSError: the model is neither a folder nor reachable on the Hub.
-        ValueError: no such dtype.
+        ValueError: no such dtype; no causal language model; the checkpoint lacks weights, or has some of other shapes.
+        ImportError: an adapter, without PEFT.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"dtype must be 'auto' or a torch dtype such as 'float32' or 'bfloat16', not {dtype!r}.")
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    own, base = {"revision": revision, "trust_remote_code": trust_remote_code}, None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **options)
+        base = adapter_base(name_or_path, revision)
+        source, options = (base[0], own | {"revision": base[1]}) if base else (name_or_path, own)
+        if base and find_spec("peft") is None:
+            raise ImportError(f'The model {name_or_path!r} is an adapter: pip install "hf-ppl-select[peft]".')
+        config = AutoConfig.from_pretrained(source, **options)
+        _check_kind(source, config, trust_remote_code)
+        tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+        options |= {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = AutoModelForCausalLM.from_pretrained(source, **options)
+        _check_weights(source, model, found)
+        if base:
+            info = model.load_adapter(name_or_path, adapter_kwargs={"revision": revision})
+            _check_weights(name_or_path, model, info.to_dict())
     except OSError as error:
+        why = "it is neither a local folder with a model nor in the Hub's cache, and the Hub could not provide it"
+        if os.path.isdir(name_or_path):
+            of = f"it is an adapter of {base[0]!r}, and " if base else ""
+            why = of + str(error).partition("\n")[0].rstrip(".")
         raise OSError(
-            f"Cannot load the model {name_or_path!r}: it is neither a local folder with a model nor in the Hub's "
-            "cache, and the Hub could not provide it. Check the name, or point HF_PPL_SELECT_MODEL or the model "
-            "option to a local folder."
+            f"Cannot load the model {name_or_path!r}: {why}. Check the name, or point HF_PPL_SELECT_MODEL or the "
+            "model option to a local folder."
         ) from error
-    return model.to(device or default_device()).eval(), tokenizer
+    model = model.to(device or default_device()).eval()
+    if model.device.type == "cpu" and not getattr(model, "is_quantized", False):
+        _leave_the_file(model)
+    return model, tokenizer
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; of an adapter that has none, that of the model it is based on.
+
+    Raises:
+        OSError: there is none, or it cannot be had.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(name_or_path, "tokenizer_config.json", revision=revision, **_OR_NONE)
+    if found is None and (base := adapter_base(name_or_path, revision)):
+        name_or_path, revision = base
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if found is not None:
+            raise
+        raise OSError(f"{name_or_path!r} has no tokenizer: save it there, with tokenizer.save_pretrained.") from error
+
+
+def _check_kind(name: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:
+    """ValueError for what `AutoModelForCausalLM` would refuse with the names of all classes, and for half a model."""
+    from transformers import AutoModelForCausalLM
+
+    own_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder model"
+    elif type(config) in AutoModelForCausalLM._model_mapping or own_code:
+        return
+    else:
+        kind = "no causal language model"
+    raise ValueError(
+        f"The model {name!r} is {kind} ({config.model_type}), but perplexity needs one that predicts each token from "
+        "those before it: point HF_PPL_SELECT_MODEL or the model option to a causal language model."
+    )
+
+
+def _check_weights(name: str, model: PreTrainedModel, found: Mapping[str, Any]) -> None:
+    """ValueError that names the weights that were left at random, which transformers only logs."""
+    wrong = [
+        *(f"{key} is missing" for key in sorted(found["missing_keys"])),
+        *(
+            f"{key} has the shape {tuple(saved)}, not {tuple(needed)}"
+            for key, saved, needed in sorted(found["mismatched_keys"])
+        ),
+        *map(str, found["error_msgs"]),
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(
+            f"The weights in {name!r} are not those of {type(model).__name__}, which would start from random numbers: "
+            f"{'; '.join(wrong[:5])}{more}. Save the whole model, with its LM head, from the class that it was "
+            "trained in, and with the configuration that it was trained with."
+        )
+
+
+def _leave_the_file(model: PreTrainedModel) -> None:
+    """Copy the weights, which on a CPU are pages of the checkpoint's file and change where it is overwritten."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def default_batch_tokens(model: PreTrainedModel, device: torch.device) -> int:
@@ -96,8 +184,12 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 def num_positions(model: PreTrainedModel) -> float:
     """How many positions a model has; infinite where its configuration does not say."""
     config = model.config.get_text_config()
-    names = ("n_positions", "max_position_embeddings", "n_ctx")
-    return next((getattr(config, name) for name in names if getattr(config, name, None)), math.inf)
+    names = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len", "max_target_positions")
+    most = next((getattr(config, name) for name in names if getattr(config, name, None)), math.inf)
+    for name, module in model.named_modules():  # the RoBERTa family counts from behind the padding's row
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            most = min(most, module.num_embeddings - module.padding_idx - 1)
+    return most
 
 
 def mixes_beside_attention(model: PreTrainedModel) -> bool:

@@ -63,7 +63,7 @@ class SharedPrefixScorer:
             float64 array `[len(sequences)]`, nats, in input order.
 
         Raises:
-            ValueError: nothing to count in a sequence, or the model gives NaN.
+            ValueError: nothing to count in a sequence, a sequence or token id beyond the model's, or it gives NaN.
         """
         if len(sequences) != len(starts):
             raise ValueError(f"{len(sequences)} sequences but {len(starts)} starts.")
@@ -72,6 +72,7 @@ class SharedPrefixScorer:
                 raise ValueError(f"Sequence {i}: start {start} must be from 1 to {len(ids) - 1}, its length less one.")
         if not len(sequences):
             return np.zeros(0)
+        self.engine.check_lengths([len(ids) - 1 for ids in sequences])  # the last token is not read
         rows = self._rows(sequences, starts, branching=self.branching is not False)
         if self.branching is None and any(row.branches for row in rows):
             self.branching = self._branching_agrees()
@@ -154,10 +155,11 @@ class SharedPrefixScorer:
     def _batch_losses(self, rows: list[TokenTree]) -> list[torch.Tensor]:
         """-log p of each target of the rows, in their order, on the device; halves what memory does not hold."""
         num_tokens = sum(len(row.tokens) for row in rows)
+        targets = np.concatenate([np.asarray(row.targets, dtype=np.int64) for row in rows])
+        self.engine.check_ids(np.concatenate([np.asarray(row.tokens) for row in rows]), targets)
         if len(rows) == 1 or num_tokens <= self.engine.max_batch_tokens:
             try:
                 outputs, places = self._packed_outputs(rows) if self._packs(rows[0]) else self._padded_outputs(rows)
-                targets = np.concatenate([np.asarray(row.targets, dtype=np.int64) for row in rows])
                 return [self.engine.losses(outputs.flatten(0, 1)[self._to_device(places)], self._to_device(targets))]
             except torch.OutOfMemoryError:
                 if len(rows) == 1:

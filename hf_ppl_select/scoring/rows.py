@@ -26,32 +26,20 @@ class TokenizedRow:
     """Token ids without BOS, the positions among them that count, and the UTF-8 bytes of the text that those spell.
 
     `num_bytes_first` of these bytes are the token's at position 0, which cannot be scored where nothing precedes it.
+    A `complete` row starts as it does in training, by its chat template: nothing comes before it as context, unless
+    its first token counts.
     """
 
     ids: list[int]
     counted: Sequence[int]
     num_bytes: int
     num_bytes_first: int = 0
+    complete: bool = False
 
     def follows(self, bos: int | None) -> bool:
-        """Whether a BOS goes before the ids: there is one, and a chat template or the text has not put it there."""
-        return bos is not None and self.ids[:1] != [bos]
-
-
-def bos_token(tokenizer: PreTrainedTokenizerBase, bos: str) -> int | None:
-    """The token to prepend as context: BOS, else EOS; None for `bos="none"`.
-
-    Raises:
-        ValueError: the tokenizer has neither.
-    """
-    if bos == "none":
-        return None
-    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if token is None:
-        raise ValueError(
-            "The tokenizer has neither a BOS nor an EOS token; pass bos='none' to leave the first token unscored."
-        )
-    return token
+        """Whether a BOS goes before the ids: there is one, it is not there already, and the row needs one."""
+        starts = self.complete and not (len(self.counted) and self.counted[0] == 0)
+        return bos is not None and self.ids[:1] != [bos] and not starts
 
 
 def tokenize_rows(
@@ -131,9 +119,10 @@ def is_one_row(rows: Mapping[str, Any], columns: Sequence[str]) -> bool:
         return True
     if len(first) and isinstance(first[0], Mapping):
         return True
-    if columns[0] == "messages" and not len(first):
-        return True
-    return not all(_is_list(values) and len(values) == len(first) for values in rows.values())
+    if columns[0] == "messages" and not len(first):  # one empty conversation, or no row at all
+        others = [value for name, value in rows.items() if name not in columns]
+        return any(not _has_length(value) or len(value) for value in others)
+    return not all(_has_length(values) and len(values) == len(first) for values in rows.values())
 
 
 def windows(
@@ -141,8 +130,9 @@ def windows(
 ) -> Iterator[tuple[list[int], Sequence[int]]]:
     """Cut a row into windows of at most `max_length` tokens: pairs of ids and counted positions, each position >= 1.
 
-    The first window starts with the BOS token if there is one, which a chat template or the text itself may have put
-    there already; each later one repeats `stride` tokens as context, so every token is scored exactly once.
+    The first window starts with the BOS token if there is one, which the text itself may have put there already, and
+    which a complete row needs only to have its first token scored; each later one repeats `stride` tokens as context,
+    so every token is scored exactly once.
     """
     ids, counted = row.ids, np.asarray(row.counted, dtype=np.int64)
     if row.follows(bos):
@@ -208,7 +198,7 @@ def _tokenize_chat_pairs(
             )
         befores.append(render(prompt, row, tokenizer, {**options[row], "add_generation_prompt": True}))
         wholes.append(render([*prompt, *completion], row, tokenizer, options[row]))
-    return _completions(befores, wholes, tokenizer)
+    return _completions(befores, wholes, tokenizer, complete=True)
 
 
 def _completions(
@@ -216,6 +206,7 @@ def _completions(
     wholes: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     split_special_tokens: bool = False,
+    complete: bool = False,
 ) -> list[TokenizedRow]:
     """Rows of which those tokens count that come after the ones that each prompt and whole text begin with alike."""
     if not prompts:
@@ -231,7 +222,7 @@ def _completions(
             begin = min(begin, _begin(index, shared, encoded, whole, tokenizer))
         first = _first(whole, ids, index, encoded, tokenizer) - num_bytes(whole[:begin]) if shared == 0 else 0
         spelled = num_bytes(whole[begin:]) if shared < len(ids) else 0
-        rows.append(TokenizedRow(ids, range(shared, len(ids)), spelled, max(first, 0)))
+        rows.append(TokenizedRow(ids, range(shared, len(ids)), spelled, max(first, 0), complete))
     if crossing:
         logger.info("In %d of %d rows, as row %d, a token crosses the border.", len(crossing), len(rows), crossing[0])
         warnings.warn(
@@ -257,10 +248,11 @@ def _tokenize_messages(
     encoded = _encode(tokenizer, texts)
     if encoded.encodings is None and any(spans):
         raise ValueError(_no_offsets(next(row for row, found in enumerate(spans) if found), tokenizer))
-    return [
-        TokenizedRow(ids, *(count_spans(texts[row], spans[row], encoded.encodings[row]) if spans[row] else ((), 0)))
-        for row, ids in enumerate(encoded["input_ids"])
-    ]
+    rows = []
+    for row, ids in enumerate(encoded["input_ids"]):
+        counts = count_spans(texts[row], spans[row], encoded.encodings[row]) if spans[row] else ((), 0, 0)
+        rows.append(TokenizedRow(ids, *counts, complete=True))
+    return rows
 
 
 def _encode(
@@ -303,3 +295,8 @@ def _strings(texts: Sequence[Any], column: str) -> list[str]:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple | np.ndarray)
+
+
+def _has_length(value: Any) -> bool:
+    """Whether it may be a batch's column: a list, an array or a tensor."""
+    return isinstance(value, Sized) and not isinstance(value, str | bytes | Mapping) and getattr(value, "ndim", 1) > 0

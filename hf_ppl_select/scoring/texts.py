@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .rows import LONGEST_CONTEXT, TokenizedRow, bos_token, tokenize_rows, windows
+from ..likelihood.start_token import start_token
+from .rows import LONGEST_CONTEXT, TokenizedRow, tokenize_rows, windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -124,7 +125,7 @@ def evaluate_perplexity(
     scored = score_rows(
         rows,
         engine,
-        bos=bos_token(tokenizer, bos),
+        bos=start_token(engine, tokenizer, bos),
         max_length=max_length,
         stride=max_length // 2,
         progress=progress,
@@ -140,7 +141,9 @@ def context_length(model: PreTrainedModel, max_length: int | None = None) -> int
     Raises:
         ValueError: `max_length` is more than the model has.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if max_length and positions and max_length > positions:
+    from ..likelihood.models import num_positions
+
+    positions = num_positions(model)
+    if max_length and max_length > positions:
         raise ValueError(f"max_length is {max_length}, but the model has {positions} positions.")
-    return max_length or min(positions or LONGEST_CONTEXT, LONGEST_CONTEXT)
+    return max_length or int(min(positions, LONGEST_CONTEXT))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..landscape.reach import FAR_OFF, Space, check_space
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
 Strategy = Literal["maxent", "greedy_dos", "regime", "random", "low", "high", "middle"]
 STRATEGIES_WITH_TARGET = ("maxent", "greedy_dos", "regime")
 STRATEGIES = (*STRATEGIES_WITH_TARGET, "random", "low", "high", "middle")
-_CANDIDATE_OPTIONS = (
-    *("column", "num_tokens_column", "text_column", "min_score", "max_score"),
-    *("deduplicate", "near_threshold", "model"),
-)
+_CANDIDATE_OPTIONS = ("column", "num_tokens_column", "text_column", "min_score", "max_score", "model")
+_CANDIDATE_OPTIONS += ("deduplicate", "near_threshold")
 
 __all__ = ["PerplexitySelector", "Selection", "plan_selection", "reproduce_selection", "select_subset"]
 
@@ -122,10 +121,9 @@ def plan_selection(
         replay_dataset: general-domain rows with the dataset's columns; of them only `num_tokens` is read here.
         order: "dataset" (default), "easy_to_hard" or "hard_to_easy" (by perplexity), or "shuffled" by the seed.
         model: that scored the dataset; a law for another one is refused.
-        text_column: what `deduplicate` compares.
-        column: the score: the law's own, or perplexity. Any column of positive numbers will do without a law.
-        num_tokens_column: tokens of each chunk. Rows without a score, with an infinite one, or with more tokens than
-            the budget are dropped and counted.
+        text_column, num_tokens_column: what `deduplicate` compares; tokens of each chunk.
+        column: the score: the law's own, or perplexity. Any column of positive numbers will do without a law. Rows
+            without one, with an infinite one, or with more tokens than the budget are dropped and counted.
 
     Raises:
         KeyError: a column or a group is missing.
@@ -193,8 +191,8 @@ def _plan(
     wanted_inputs: Mapping[str, Any] | None = None,
 ) -> Selection:
     """`plan_selection`. A `settled` target was in reach when a law set it; `wanted_inputs` is what is to be read."""
-    num_tokens, strategy, seed = options["num_tokens"], options["strategy"], int(options["seed"])
     space = _check_options(law, options)
+    num_tokens, strategy, seed = options["num_tokens"], options["strategy"], int(options["seed"])
     check_replay(options["replay"], replay_dataset)
     budget, inputs, replay, replay_rows = num_tokens, {}, None, None
     if options["replay"]:
@@ -236,7 +234,6 @@ def _plan(
             stacklevel=3,
         )
     kept_tokens = int(tokens[chosen].sum())
-    names = ("mu", "sigma", "log_mu", "log_sigma", "num_chunks", "num_tokens")
     order, is_replay = options["order"], None
     if replay is not None:
         replay_rows, is_replay = mix_replay(replay_rows, len(chosen), order, seed)
@@ -251,7 +248,7 @@ def _plan(
         num_tokens=kept_tokens,
         num_chunks=len(chosen),
         achieved=achieved,
-        corpus={name: getattr(candidates.landscape, name) for name in names},
+        corpus=candidates.landscape.summary,
         dropped=candidates.dropped,
         regimes=describe_regimes(scores, tokens, chosen),
         groups=choice.describe(chosen),
@@ -283,6 +280,12 @@ def _check_options(law: Any, options: Mapping[str, Any]) -> Space:
         raise ValueError(f"strategy={strategy!r} has no target; leave target out, or use 'maxent'.")
     if target is not None and (not isinstance(target, (tuple, list)) or len(target) != 2):
         raise ValueError(f"target={target!r} is not a pair (mu, sigma).")
+    if target is not None and not all(isinstance(one, Real) for one in target):
+        raise TypeError(f"target={target!r} must be two numbers (mu, sigma).")
+    for name in ("num_tokens", "seed", "near_threshold"):
+        kind, called = (Integral, "whole number") if name == "seed" else (Real, "number")
+        if not isinstance(options[name], kind) or isinstance(options[name], bool):
+            raise TypeError(f"{name}={options[name]!r} must be a {called}, not {type(options[name]).__name__}.")
     if space is not None:
         check_space(space)
     if law is not None and options["column"] != law.column:
@@ -291,8 +294,8 @@ def _check_options(law: Any, options: Mapping[str, Any]) -> Space:
         raise ValueError(f"space={space!r}, but the law lives in {law.space!r} space; leave space out.")
     if law is not None and law.model and options["model"] and law.model != options["model"]:
         raise ValueError(
-            f"the law is for scores of {law.model}, but {options['model']} scored the dataset; they do not "
-            "compare. Score it with the law's model, or leave model out if both are names of one model."
+            f"the law is for scores of {law.model}, but {options['model']} scored the dataset; they do not compare. "
+            "Score it with the law's model, or leave model out if both are names of one model."
         )
     if options["seed"] < 0:
         raise ValueError(f"seed={options['seed']} must be a whole number, 0 or more.")

@@ -84,7 +84,7 @@ class StreamedSelection:
             "num_chunks": self.kept.num_chunks,
             "promised": {name: getattr(self.selector, name) for name in _PROMISED},
             "achieved": {name: getattr(self.kept, name) for name in _NAMES},
-            "corpus": {name: getattr(self.corpus, name) for name in (*_NAMES, "num_chunks", "num_tokens")},
+            "corpus": self.corpus.summary,
             "dropped": self.dropped,
             "package_version": __version__,
         }

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import time
 import traceback
@@ -267,10 +268,14 @@ def test_bad_subsets(subset, selection, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_push_card_first_then_data(hub, subset, selection, law, landscape):
+def test_push_card_first_then_data(hub, subset, selection, law, landscape, caplog, monkeypatch):
     parts = {"law": law, "landscape": landscape, "selection": selection}
+    monkeypatch.setattr(logging.getLogger("datasets"), "propagate", True)
     url = push_subset_to_hub(subset, "me/sub", **parts, license="cc-by-4.0", source="me/corpus")
     assert url == f"{hub.endpoint}/datasets/me/sub"
+    assert "num_proc" not in caplog.text
+    subset.push_to_hub("me/plain", token=TOKEN)
+    assert "Setting num_proc from 1 back to 1" in caplog.text  # else the filter has nothing to do any more
     repo = hub.repos["me/sub"]
     assert not repo.private
     (_, first), (_, second) = repo.commits[1:]

@@ -333,3 +333,14 @@ def test_auto_considers_only_what_can_be_fitted():
     with pytest.raises(ValueError, match="no law form can be fitted and compared.*run 'r0'"):
         fit_scaling_law(one_run)
     assert fit_scaling_law(one_run, form="data_only", space="linear").report.num_runs == 1
+
+
+def test_auto_says_that_two_runs_give_a_law_that_cannot_select():
+    _, rows = make_points("no_interaction", "linear", np.random.default_rng(2), num_runs=2, noise=0.01)
+    with pytest.warns(UserWarning, match=r"no form that reads mu and sigma.*cannot select.*3 or more.*Add probe runs"):
+        assert fit_scaling_law(rows).form == "data_only"
+    _, more = make_points("no_interaction", "linear", np.random.default_rng(2), num_runs=8, noise=0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_scaling_law(rows, form="data_only")  # asked for
+        fit_scaling_law(more)

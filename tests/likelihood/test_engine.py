@@ -13,8 +13,9 @@ from torch import nn
 from hf_ppl_select.likelihood import engine as likelihood
 from hf_ppl_select.likelihood import lm_head, packed_attention
 from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
-from hf_ppl_select.likelihood.models import default_batch_tokens
+from hf_ppl_select.likelihood.models import default_batch_tokens, num_positions
 from hf_ppl_select.likelihood.packed_attention import PackedLayout
+from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer
 
 VOCAB = 103
 SMALL = {
@@ -371,6 +372,48 @@ def test_wrong_positions_and_batch_size_are_errors(sequences):
         LikelihoodEngine(model).nll([[1, 2], [1, 2]], [[1]])
     with pytest.raises(ValueError, match="max_batch_tokens"):
         LikelihoodEngine(model, max_batch_tokens=0)
+
+
+@pytest.mark.parametrize("config", [("LlamaConfig", SMALL), ("GPT2Config", SMALL_GPT)])
+def test_tokens_and_positions_beyond_the_models_are_named(config):
+    model = make_model(*config)
+    for ids, wrong in (([1, VOCAB, 2], VOCAB), ([1, -1, 2], -1)):
+        message = f"Token id {wrong} is not among the {VOCAB} that {type(model).__name__}.*tokenizer that of the model"
+        with pytest.raises(ValueError, match=message):
+            LikelihoodEngine(model).nll([[5, 6], ids], [[1], [1, 2]])
+        with pytest.raises(ValueError, match=message):
+            SharedPrefixScorer(LikelihoodEngine(model)).nll([[5, 6], ids], [1, 1])
+    engine = LikelihoodEngine(model)
+    full = (np.arange(128) % VOCAB).tolist()
+    np.testing.assert_allclose(engine.nll([full], [range(1, 128)]), plain_nll(model, [full]), rtol=1e-5)
+    assert np.isfinite(SharedPrefixScorer(engine).nll([[*full, 1]], [5])).all()  # the last token is not read
+    message = r"Sequence 1 has 129 tokens, but \w+ has 128 positions: score it in windows of max_length=128"
+    with pytest.raises(ValueError, match=message):
+        engine.nll([full, [*full, 1]], [[1], [1]])
+    with pytest.raises(ValueError, match=message):
+        SharedPrefixScorer(engine).nll([full, [*full, 1, 2]], [5, 5])
+    assert engine.nll([[*full, 1]], [[]]) == [0.0]  # nothing to score
+
+
+WHISPER = {"vocab_size": VOCAB, "d_model": 32, "decoder_layers": 1, "decoder_ffn_dim": 8, "max_target_positions": 128}
+WHISPER |= {"decoder_attention_heads": 2, "encoder_attention_heads": 2, "encoder_layers": 1, "encoder_ffn_dim": 8}
+WHISPER |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 1}
+
+
+@pytest.mark.parametrize(
+    ("config_class", "settings", "positions"),
+    [
+        ("RobertaConfig", SMALL | {"is_decoder": True}, 127),  # counted from behind the padding's row
+        ("WhisperConfig", WHISPER, 128),
+        ("MptConfig", {"vocab_size": VOCAB, "d_model": 32, "n_layers": 1, "n_heads": 2, "max_seq_len": 128}, 128),
+        ("BloomConfig", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 1, "n_head": 2}, float("inf")),
+    ],
+)
+def test_the_positions_of_a_model_are_those_that_it_can_take(config_class, settings, positions):
+    model = make_model(config_class, settings)
+    assert num_positions(model) == positions
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=torch.arange(min(positions, 200))[None] % 90 + 3).logits).all()
 
 
 class OddLlama(transformers.LlamaForCausalLM):

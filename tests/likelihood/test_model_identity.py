@@ -1,5 +1,6 @@
 """Which weights exactly: folders by content, Hub models by commit."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hf_ppl_select.likelihood.model_identity import DEFAULT_MODEL, _hub_commit, default_model_name, resolve_revision
+from hf_ppl_select.likelihood.model_identity import (
+    DEFAULT_MODEL,
+    adapter_base,
+    default_model_name,
+    own_revision,
+    resolve_revision,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -15,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "model"
-    folder.mkdir()
+    (folder / "additional_chat_templates").mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "tokenizer.json").write_text("{}")
     return folder
@@ -37,6 +44,8 @@ def test_a_folder_is_known_by_its_content(folder, tmp_path):
         lambda folder: (folder / "model.safetensors").write_bytes(b"wEights"),
         lambda folder: (folder / "tokenizer.json").write_text('{"a": 1}'),
         lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),
+        lambda folder: (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}"),
+        lambda folder: (folder / "spiece.spm").write_bytes(b"pieces"),
         lambda folder: (folder / "model.safetensors").rename(folder / "model-2.safetensors"),
         lambda folder: (folder / "tokenizer.json").unlink(),
     ],
@@ -52,6 +61,33 @@ def test_files_that_are_no_part_of_the_model_do_not_show(folder):
     (folder / "README.md").write_text("hello")
     (folder / "checkpoint-1").mkdir()
     assert resolve_revision(str(folder)) == before
+
+
+def test_content_decides_also_where_size_and_times_stay(folder):
+    path = folder / "model.safetensors"
+    for age in (0, 3600):  # just written; and settled, so that the hash is kept
+        stamp = path.stat().st_mtime_ns - age * 10**9
+        os.utime(path, ns=(stamp, stamp))
+        before = resolve_revision(str(folder))
+        path.write_bytes(path.read_bytes()[::-1])
+        os.utime(path, ns=(stamp, stamp))
+        assert resolve_revision(str(folder)) != before
+
+
+def test_an_adapter_is_known_with_what_it_is_based_on(folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"lora")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    first = resolve_revision(str(adapter))
+    assert first.endswith(f" on {resolve_revision(str(folder))}") and own_revision(first) is None
+    assert adapter_base(str(adapter)) == (str(folder), None) and adapter_base(str(folder)) is None
+    (folder / "model.safetensors").write_bytes(b"other weights")
+    second = resolve_revision(str(adapter))
+    assert second != first and second.partition(" on ")[0] == first.partition(" on ")[0]
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    with pytest.raises(OSError, match="Cannot find the model '.*gone'"):
+        resolve_revision(str(adapter))
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path):
@@ -80,7 +116,6 @@ def test_a_hub_model_is_known_by_its_commit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "not a valid name!", "./no/such/folder"])
 def test_an_unknown_model_is_an_error_with_the_fix(name):
-    _hub_commit.cache_clear()
     with pytest.raises(OSError, match=r"Cannot find the model.*HF_PPL_SELECT_MODEL to a local folder"):
         resolve_revision(name)
 

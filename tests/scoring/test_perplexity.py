@@ -39,7 +39,7 @@ def scorer(tiny_model_dir):
 def plain_nll(model, tokenizer, text, bos=True) -> tuple[float, int]:
     """Summed nll and number of tokens by the definition: one text at a time, float32, the model's own loss."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([[tokenizer.bos_token_id] * bos + ids])
+    ids = torch.tensor([[tokenizer.convert_tokens_to_ids("<|endoftext|>")] * bos + ids])
     with torch.no_grad():
         return model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1), ids.shape[1] - 1
 
@@ -162,10 +162,9 @@ def test_pairs_of_messages_with_tools_and_variables(tiny_model_dir, tiny_model, 
             assert (row["num_tokens"], row["num_bytes"]) == (0, 0)
             continue
         before = start + "".join(f"<{turn['role']}>{turn['content']}" for turn in row["prompt"])
-        whole, num_whole = plain_nll(
-            tiny_model, tiny_tokenizer, f"{before}<assistant>{row['completion'][0]['content']}"
-        )
-        prompt, num_prompt = plain_nll(tiny_model, tiny_tokenizer, before)
+        completed = f"{before}<assistant>{row['completion'][0]['content']}"
+        whole, num_whole = plain_nll(tiny_model, tiny_tokenizer, completed, bos=False)  # a chat starts as in training
+        prompt, num_prompt = plain_nll(tiny_model, tiny_tokenizer, before, bos=False)
         assert row["num_tokens"] == num_whole - num_prompt
         assert row["nll_sum"] == pytest.approx(whole - prompt, rel=1e-5)
         assert row["num_bytes"] == len(f"<assistant>{row['completion'][0]['content']}".encode())
@@ -188,7 +187,7 @@ def test_wrong_rows_are_named(scorer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bos": "yes"}, "bos must be 'auto' or 'none'"),
+        ({"bos": "yes"}, "bos must be 'auto' or 'none', 'bos' or 'eos', not 'yes'"),
         ({"max_length": 1}, "max_length must be at least 2"),
         ({"max_length": 8, "stride": 8}, "stride must be from 1 to max_length - 1"),
         ({"stride": 0}, "stride must be"),
@@ -197,6 +196,13 @@ def test_wrong_rows_are_named(scorer):
 def test_wrong_settings_fail_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         PerplexityScorer("any/model", **options)
+
+
+@pytest.mark.parametrize("option", ["max_length", "stride", "max_batch_tokens"])
+@pytest.mark.parametrize("value", ["64", 64.0, True])
+def test_a_number_of_tokens_is_a_whole_number(option, value):
+    with pytest.raises(TypeError, match=f"{option}={value!r} must be a whole number, not {type(value).__name__}"):
+        PerplexityScorer("any/model", **{option: value})
 
 
 def test_settings_that_do_not_suit_the_model_fail_at_the_first_row(tiny_model_dir):
@@ -347,17 +353,17 @@ def test_compiled_layers_give_the_same_numbers(tiny_model_dir, monkeypatch):
     compiled = PerplexityScorer(tiny_model_dir, compile=True)
     found = compiled(rows)
     assert found["nll_sum"] == pytest.approx(plain["nll_sum"], rel=1e-5)
-    layers = compiled._loaded[0].causal_lm.model.layers
+    layers = compiled._loaded.engine.causal_lm.model.layers
     assert all(layer._compiled_call_impl is not None for layer in layers)
 
     monkeypatch.setitem(text_likelihoods.COMPILING_PAYS, "cpu", 2000)
     monkeypatch.setattr("hf_ppl_select.likelihood.engine.LikelihoodEngine._packing_pays", lambda self: True)
     auto = PerplexityScorer(tiny_model_dir, compile="auto")
     auto({"text": rows["text"][:5]})
-    assert auto._loaded[0].causal_lm.model.layers[0]._compiled_call_impl is None
+    assert auto._loaded.engine.causal_lm.model.layers[0]._compiled_call_impl is None
     for _ in range(3):
         found = auto(rows)
-    assert auto._loaded[0].causal_lm.model.layers[0]._compiled_call_impl is not None
+    assert auto._loaded.engine.causal_lm.model.layers[0]._compiled_call_impl is not None
     assert found["nll_sum"] == pytest.approx(plain["nll_sum"], rel=1e-5)
     with pytest.raises(ValueError, match="compile must be"):
         PerplexityScorer(tiny_model_dir, compile="always")

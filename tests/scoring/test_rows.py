@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from hf_ppl_select.scoring.rows import TokenizedRow, bos_token, columns_to_score, is_one_row, tokenize_rows, windows
+from hf_ppl_select.scoring.rows import TokenizedRow, columns_to_score, is_one_row, tokenize_rows, windows
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{% if message['role'] == 'assistant' %}"
@@ -43,7 +43,7 @@ def test_a_tokenizer_that_adds_bos_itself_changes_nothing(tiny_tokenizer):
     assert adding("fever")["input_ids"][0] == adding.bos_token_id
     (row,) = tokenize_rows({"text": ["fever"]}, adding)
     assert row == tokenize_rows({"text": ["fever"]}, tiny_tokenizer)[0]
-    ((ids, counted),) = windows(row, bos=bos_token(adding, "auto"), max_length=64, stride=32)
+    ((ids, counted),) = windows(row, bos=adding.bos_token_id, max_length=64, stride=32)
     assert ids == [adding.bos_token_id, *row.ids] and list(counted) == list(range(1, len(ids)))
 
 
@@ -53,16 +53,6 @@ def test_a_bos_that_is_there_already_is_neither_doubled_nor_counted(tiny_tokeniz
     assert row.ids[0] == bos
     ((ids, counted),) = windows(row, bos=bos, max_length=64, stride=32)
     assert ids == row.ids and list(counted) == list(range(1, len(ids)))
-
-
-def test_bos_falls_back_to_eos_and_can_be_left_out(tiny_tokenizer):
-    tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.bos_token = None
-    assert bos_token(tokenizer, "auto") == tokenizer.eos_token_id
-    assert bos_token(tokenizer, "none") is None
-    tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="neither a BOS nor an EOS.*bos='none'"):
-        bos_token(tokenizer, "auto")
 
 
 def test_of_prompt_and_completion_only_the_completion_counts(tiny_tokenizer):
@@ -164,7 +154,7 @@ def test_a_row_and_a_batch_are_told_apart(tiny_tokenizer):
         {"text": ["a", "b"], "id": 3},
         {"text": ["a", "b"], "tags": ["x"]},
         {"messages": chat},
-        {"messages": []},
+        {"messages": [], "id": 3},
         {"prompt": chat[:1], "completion": chat[1:], "tools": None},
         {"prompt": "a", "completion": "b"},
     ]
@@ -174,6 +164,8 @@ def test_a_row_and_a_batch_are_told_apart(tiny_tokenizer):
         {"text": [["a", "b"]]},
         {"text": []},
         {"messages": [chat, other]},
+        {"messages": []},
+        {"messages": [], "id": []},
         {"messages": [[]]},
         {"messages": [None, chat]},
         {"prompt": [chat[:1]], "completion": [chat[1:]], "tools": [None]},
