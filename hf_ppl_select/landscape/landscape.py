@@ -16,7 +16,7 @@ import numpy as np
 from ..data.columns import read_columns
 from ..data.saving import load_json, save_json
 from .cells import Cells
-from .reach import AttainableRegion, attainable_region
+from .reach import AttainableRegion, attainable_region, check_budget
 
 BINS_PER_NAT = 256
 _SCHEMA_VERSION = 1
@@ -247,8 +247,7 @@ class PerplexityLandscape:
         Raises:
             ValueError: `num_tokens` is more than the corpus has, or less than one chunk.
         """
-        if num_tokens > self.num_tokens:
-            raise ValueError(f"the corpus has {self.num_tokens} tokens, asked for {num_tokens:.0f}; lower num_tokens.")
+        check_budget(num_tokens, self.num_tokens)
         if not num_tokens >= min(one := self.tokens_per_chunk, self.num_tokens):
             raise ValueError(f"asked for {num_tokens:g} tokens, but one chunk holds {one:g} on average.")
         w, mean, std = self.bin_moments(space)

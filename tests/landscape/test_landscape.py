@@ -245,10 +245,12 @@ def test_region_of_the_whole_corpus_is_one_point():
 
 def test_bad_budgets():
     landscape = PerplexityLandscape.from_values([10.0, 20.0], [30, 30])
-    with pytest.raises(ValueError, match="the corpus has 60 tokens, asked for 61"):
+    with pytest.raises(ValueError, match="num_tokens=61 is more than the 60 tokens there are"):
         landscape.attainable_region(61)
     with pytest.raises(ValueError, match="one chunk holds 30"):
         landscape.attainable_region(29)
+    with pytest.raises(TypeError, match="num_tokens='30' must be a number, not str"):
+        landscape.attainable_region("30")
     with pytest.raises(ValueError, match="'linear' or 'log'"):
         landscape.attainable_region(30, "cubic")
     for budget in (0.0, 3.0):

@@ -27,8 +27,10 @@ def test_resuming_without_a_checkpoint_says_so(corpus, common, tmp_path):
 def test_the_merged_model_has_the_adapters_numbers(corpus, common, tmp_path):
     from peft import PeftModel
 
-    train_here("cpt", common | LORA | {"dataset_name": corpus, "merge_adapter": True})
     run = tmp_path / "run"
+    run.mkdir()
+    (run / "README.md").write_text("---\nlanguage: de\n---\nMy own notes.\n")  # stays, around the card's section
+    train_here("cpt", common | LORA | {"dataset_name": corpus, "merge_adapter": True})
     merged = AutoModelForCausalLM.from_pretrained(run / "merged")
     base = AutoModelForCausalLM.from_pretrained(common["model_name_or_path"])
     adapter = PeftModel.from_pretrained(base, str(run))
@@ -43,6 +45,7 @@ def test_the_merged_model_has_the_adapters_numbers(corpus, common, tmp_path):
     assert not (run / "model.safetensors").exists() and (run / "adapter_model.safetensors").exists()
     card = ModelCard.load(run / "README.md")
     assert card.data.library_name == "peft" and "lora" in card.data.tags
+    assert card.data.language == "de" and card.text.count("My own notes.") == 1
     found = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
     loss = evaluate_perplexity(adapter, tokenizer, DOMAIN).nll_per_token
     assert found["held-out domain", "loss"] == pytest.approx(loss, rel=1e-5)
