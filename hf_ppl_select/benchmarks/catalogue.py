@@ -24,7 +24,7 @@ from .reading import (
     prepare_pubmedqa,
     strip_question,
 )
-from .subjects import CMMLU_SUBJECTS, MMLU_GENERAL, MMLU_MEDICAL
+from .subject_names import CMMLU_SUBJECTS, MMLU_GENERAL, MMLU_MEDICAL
 from .tasks import FILE_SUFFIXES, LETTERS, Benchmark, own_benchmark
 
 DATA_FOLDER = Path(__file__).parent / "data"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .estimates import Estimate, Record, metric_inputs, metric_terms, paired_differences
-from .metric_modules import METRICS, load_metric
+from .evaluate_modules import METRICS, load_metric
 from .results import TITLES, BenchmarkResults, SavedRecords, load_records
 
 

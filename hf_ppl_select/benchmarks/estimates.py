@@ -1,4 +1,7 @@
-"""Records of single questions, metrics of them as ratios of sums, and bootstrap intervals, also of paired runs."""
+"""Records of single questions, metrics of them as ratios of sums, and intervals of averages and of paired runs.
+
+The interval of one benchmark's own accuracy is in metrics/multiple_choice.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .metric_modules import METRICS
+from .evaluate_modules import METRICS
 
 
 @dataclass(frozen=True)

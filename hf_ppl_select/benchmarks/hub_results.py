@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..data.saving import write_atomically
 from .catalogue import BENCHMARKS
-from .metric_modules import METRICS
+from .evaluate_modules import METRICS
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .subjects import CMMLU_SUBJECTS
+from .subject_names import CMMLU_SUBJECTS
 from .tasks import FILE_SUFFIXES, Benchmark, Row
 
 _NESTED_COLUMNS = ("choices", "context", "endings", "Options")  # JSON in .csv files

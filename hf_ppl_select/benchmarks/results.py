@@ -14,7 +14,7 @@ from typing import Any
 
 from ..data.saving import load_json, save_json, written_aside
 from .estimates import Estimate, Record, paired_differences
-from .metric_modules import METRICS
+from .evaluate_modules import METRICS
 
 KIND, VERSION = "benchmark_results", 1
 _RECORDS_KIND, _METADATA = "hf_ppl_select/benchmark_records", b"hf_ppl_select"

@@ -12,8 +12,8 @@ import numpy as np
 from .catalogue import resolve_benchmarks
 from .encoding import Request, encode_questions, model_max_length
 from .estimates import Estimate, Record, mean_estimate, metric_inputs, metric_terms
+from .evaluate_modules import METRICS, load_metric
 from .loading import Question, load_questions
-from .metric_modules import METRICS, load_metric
 from .reading import find_source
 from .results import BenchmarkResult, BenchmarkResults
 from .tasks import Benchmark

@@ -26,7 +26,7 @@ from hf_ppl_select.benchmarks import (
 )
 from hf_ppl_select.benchmarks.encoding import encode_questions, model_max_length, special_prefix
 from hf_ppl_select.benchmarks.loading import Question, load_questions
-from hf_ppl_select.benchmarks.subjects import MMLU_GENERAL, MMLU_MEDICAL
+from hf_ppl_select.benchmarks.subject_names import MMLU_GENERAL, MMLU_MEDICAL
 from hf_ppl_select.benchmarks.tasks import answer_index
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import pytest
 
 from hf_ppl_select.benchmarks import BENCHMARKS, read_benchmarks, resolve_benchmarks
 from hf_ppl_select.benchmarks.loading import Question, load_questions
-from hf_ppl_select.benchmarks.subjects import CMMLU_SUBJECTS
+from hf_ppl_select.benchmarks.subject_names import CMMLU_SUBJECTS
 
 GPQA = {
     "Question": "Which one?",

@@ -19,7 +19,7 @@ from hf_ppl_select.benchmarks import (
     save_eval_results,
 )
 from hf_ppl_select.benchmarks.estimates import metric_inputs
-from hf_ppl_select.benchmarks.metric_modules import METRICS, load_metric
+from hf_ppl_select.benchmarks.evaluate_modules import METRICS, load_metric
 from hf_ppl_select.benchmarks.results import Estimate
 
 
