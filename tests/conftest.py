@@ -111,6 +111,12 @@ def run_recipe(monkeypatch, capsys):
 
 
 @pytest.fixture(autouse=True)
+def own_precision(monkeypatch):
+    """transformers 4 leaves a trainer's mixed precision in the environment, for all trainers of the process."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def one_thread(request):
     """Tiny models are slower on several threads than on one; tests marked slow run a real model and keep them all."""
     if request.node.get_closest_marker("slow"):

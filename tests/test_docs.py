@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -40,3 +42,29 @@ def test_constants_the_page_names_are_there():
     for name, file in re.findall(r"`([A-Z_]+)` of `([\w/]+\.py)`", PAGE):
         path = next(path for path in (ROOT / file, ROOT / "hf_ppl_select" / file) if path.is_file())
         assert name in names_in(ast.parse(path.read_text(encoding="utf-8")).body)
+
+
+def pins(name):
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    found = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(package): version for package, version in found}
+
+
+def test_the_oldest_versions_tested_are_the_lower_bounds():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    named = project["dependencies"] + [each for extra in extras if extra != "bench" for each in extras[extra]]
+    bounds = {
+        canonicalize_name(r.name): str(r.specifier) for r in map(Requirement, named) if r.name != project["name"]
+    }
+    assert bounds.pop("torch") == ">=2.6"  # whose CPU builds that old are not on PyPI
+    oldest = pins("constraints-oldest.txt")
+    assert bounds == {name: f">={oldest[name]}" for name in bounds}
+
+
+def test_the_table_of_versions_is_true():
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+).* \| ([\d.]+) \|$", (ROOT / "docs" / "versions.md").read_text(), re.M)
+    oldest, newest = pins("constraints-oldest.txt") | {"torch": "2.6.0"}, pins("constraints.txt")
+    names = [canonicalize_name(name) for name, _, _ in rows]
+    assert [(oldest[name], newest[name]) for name in names] == [row[1:] for row in rows] and len(rows) > 10

@@ -126,7 +126,7 @@ class ScalingLawCallback(TrainerCallback):
         options = {"text_column": text_column, "chat_template": chat_template, "max_length": max_length}
         self.held_out = tokenize_sets(trainer, sets, tokenizer=tokenizer, **options)
         self._points_in_table()
-        self._num_tokens_before_step = self._reached = 0
+        self._reached = 0
 
     def num_tokens(self, state: TrainerState) -> int:
         """Tokens trained on so far."""
@@ -151,15 +151,10 @@ class ScalingLawCallback(TrainerCallback):
                     self.run, last["step"], self.stop_when_gain_below
                 )  # fmt: skip
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        self._num_tokens_before_step = self.num_tokens(state)
-
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        before, num_tokens = self._num_tokens_before_step, self.num_tokens(state)
+        before, num_tokens = self._reached, self.num_tokens(state)
         self._reached = num_tokens
         if state.global_step >= state.max_steps:
             self._reached += max(num_tokens - before - 1, 0)  # a rung that the last step misses by less than its size

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..data.saving import write_atomically
 from .catalogue import BENCHMARKS
 from .evaluate_modules import METRICS
 
 if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, EvalResultEntry
+    from huggingface_hub import EvalResult
 
     from .results import BenchmarkResult, BenchmarkResults
 
 _NAMES = {"choice_accuracy": "acc", "choice_accuracy_norm": "acc_norm", "choice_bits_per_byte": "bits_per_byte"}
 
 
-def eval_result_entries(results: BenchmarkResults, *, date: str | None = None) -> list[EvalResultEntry]:
+def eval_result_entries(results: BenchmarkResults, *, date: str | None = None) -> list[dict[str, Any]]:
     """One entry per benchmark whose data set is on the Hub, with its accuracy (0 to 1); own files have no entry.
+
+    As `.eval_results/*.yaml` has them, and `huggingface_hub.parse_eval_result_entries` of 1.4 or newer reads them.
 
     Args:
         results: of [`run_benchmarks`].
         date: ISO 8601; default: the Hub takes the commit's.
     """
-    from huggingface_hub import EvalResultEntry
-
+    dated = {} if date is None else {"date": date}
     return [
-        EvalResultEntry(
-            dataset_id=BENCHMARKS[name].dataset,
-            task_id=name,
-            value=result.metrics["choice_accuracy"].value,
-            date=date,
-            notes=_notes(results, result),
-        )
+        {
+            "dataset": {"id": BENCHMARKS[name].dataset, "task_id": name},
+            "value": result.metrics["choice_accuracy"].value,
+            **dated,
+            "notes": _notes(results, result),
+        }
         for name, result in results.benchmarks.items()
         if _is_on_hub(name)
     ]
@@ -47,13 +47,12 @@ def save_eval_results(results: BenchmarkResults, folder: str | os.PathLike, *, d
         the file's path; None where no benchmark is on the Hub, and nothing is written.
     """
     import yaml
-    from huggingface_hub import eval_result_entries_to_yaml
 
     entries = eval_result_entries(results, date=date)
     if not entries:
         return None
     path = Path(folder) / ".eval_results" / "hf_ppl_select.yaml"
-    write_atomically(path, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True))
+    write_atomically(path, yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
     return path
 
 

@@ -12,7 +12,6 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
-    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -21,7 +20,7 @@ from huggingface_hub.errors import (
 from ..data.saving import write_atomically
 from .existing import existing_readme, is_ours, join_cards, their_files
 from .law_card import law_card
-from .repository import HUB_TIMEOUT, check_hub_access, check_license, plain_hub_errors, usable_token
+from .repository import HTTP_ERROR, HUB_TIMEOUT, check_hub_access, check_license, plain_hub_errors, usable_token
 
 LAW_FILE = "law.json"
 
@@ -149,7 +148,7 @@ def find_law(
         ) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(f"the {repo_type} {name} has no {LAW_FILE}{at}: no law was pushed there.") from error
-    except HTTPError as error:
+    except HTTP_ERROR as error:
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise PermissionError(
                 f"the Hub refuses the token for {name}; check HF_TOKEN, or `hf auth login`."

@@ -10,6 +10,8 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPError is that of the client's HTTP library
 from huggingface_hub.utils import validate_repo_id
 
+# Lost connections too: in httpx they derive from HTTPError; in requests, of huggingface_hub before 1.0, from its base.
+HTTP_ERROR = HTTPError.__base__ if issubclass(HTTPError, OSError) else HTTPError
 HUB_TIMEOUT = 20.0  # seconds without an answer until the Hub counts as out of reach
 _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
@@ -88,9 +90,9 @@ def plain_hub_errors(doing: str, token: str) -> Iterator[None]:
     """Turn what the client raises on the way to the Hub into one error: what failed, why, what to do, and no token."""
     try:
         yield
-    except (HTTPError, OSError, RuntimeError) as error:
+    except (HTTP_ERROR, OSError, RuntimeError) as error:
         cause = error
-        while cause and not isinstance(cause, (HTTPError, ConnectionError, TimeoutError)):
+        while cause and not isinstance(cause, (HTTP_ERROR, ConnectionError, TimeoutError)):
             cause = cause.__cause__  # uploads wrap it in a RuntimeError
         if cause is None and not isinstance(error, RuntimeError):
             raise  # not the Hub's: a full disk, say

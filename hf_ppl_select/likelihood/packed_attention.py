@@ -142,8 +142,6 @@ def _on_gpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, layout: PackedLayout
 ) -> torch.Tensor:
     """Texts of one length are a batch, for which torch has its fastest attention; others go by their bounds."""
-    from torch.nn.attention.varlen import varlen_attn
-
     _, heads, num_tokens, width = query.shape
     if width != value.shape[-1] or width % 8 or width > 256 or type(layout) is not PackedLayout:
         raise NotImplementedError("attention of variable length takes heads of one size, a multiple of 8 up to 256.")
@@ -157,6 +155,9 @@ def _on_gpu(
             *batch, is_causal=True, scale=scaling, enable_gqa=grouped
         )
         return out.transpose(1, 2).reshape(1, num_tokens, heads, width)
+
+    from torch.nn.attention.varlen import varlen_attn
+
     options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}
     if grouped and "enable_gqa" in inspect.signature(varlen_attn).parameters:
         options["enable_gqa"] = True  # older releases take fewer key heads as they are

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .batching import PADDING_SHARE
-from .models import mixes_beside_attention, to_device
+from .models import has_experts, mixes_beside_attention, to_device
 from .packed_attention import packed
 from .self_checks import REFUSALS, takes_positions
 from .token_tree import TokenTree, TreeLayout
@@ -211,7 +211,7 @@ class SharedPrefixScorer:
         return getattr(self.engine.causal_lm.config.get_text_config(), "_attn_implementation", "")
 
     def _branching_agrees(self) -> bool:
-        """Whether a small tree gives what its sequences give one by one."""
+        """Whether a small tree gives what its sequences give one by one, and no branch sees what another says."""
         name = type(self.engine.causal_lm).__name__
         if getattr(self.engine.causal_lm, "_is_stateful", False) or mixes_beside_attention(self.engine.causal_lm):
             logger.info("%s carries a state from token to token: scoring without shared prefixes.", name)
@@ -224,15 +224,24 @@ class SharedPrefixScorer:
             return False
         longest = int(min(64, self.window, self.engine.positions))
         shared = max(1, 3 * longest // 8)
-        draw = np.random.default_rng(0).integers(self.engine.vocabulary, size=(3, longest))
+        half = self.engine.vocabulary // 2
+        draw = np.random.default_rng(0).integers(half, size=(3, longest))
         draw[1:, :shared] = draw[0, :shared]
-        sequences = sorted(row[: longest - i * (longest - shared) // 3].tolist() for i, row in enumerate(draw))
+        draw[2, shared:] += half  # it branches off where the others begin, whatever they say
+        others = np.where(np.arange(longest) < shared, draw[:2], half - 1 - draw[:2])
+        lengths = [longest - i * (longest - shared) // 3 for i in range(3)]
+        sequences, changed = (
+            [ids[:length].tolist() for ids, length in zip(rows, lengths)] for rows in (draw, [*others, draw[2]])
+        )
         starts = [shared] * len(sequences)
         plain = self.engine.nll(sequences, [range(shared, len(ids)) for ids in sequences])
         try:
-            tree = self._run(self._one_tree(sequences, starts), len(sequences))
+            tree, again = (self._run(self._one_tree(rows, starts), len(rows)) for rows in (sequences, changed))
         except REFUSALS as error:
             logger.info("%s cannot read a tree of tokens (%s): scoring without shared prefixes.", name, error)
+            return False
+        if tree[2] != again[2] and not has_experts(self.engine.causal_lm):  # exactly, as for packed rows
+            logger.info("%s lets the branches of a tree see each other: scoring without shared prefixes.", name)
             return False
         error = (np.abs(tree - plain) / [len(ids) - shared for ids in sequences]).max()
         reduced = self.engine.causal_lm.dtype if self.engine.autocast_dtype is None else self.engine.autocast_dtype

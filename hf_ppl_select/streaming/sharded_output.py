@@ -99,9 +99,10 @@ class ShardedOutput:
 
     @property
     def paths(self) -> list[Path]:
-        """Where each shard is or will be."""
+        """Where each shard is or will be; once published, those that have rows."""
         names = (f"train-{index:05d}-of-{self.num_shards:05d}.parquet" for index in range(self.num_shards))
-        return [self._current / name for name in names]
+        paths = [self._current / name for name in names]
+        return [path for path in paths if path.exists()] if self.published else paths
 
     @property
     def missing(self) -> list[int]:
@@ -157,15 +158,20 @@ class ShardedOutput:
         return pa.concat_tables(found)
 
     def publish(self) -> None:
-        """Make `data` of the shards, in one step; nothing happens where that is done.
+        """Make `data` of the shards, in one step, without those that have no rows; nothing happens where that is done.
 
         Raises:
             FileNotFoundError: a shard is missing.
         """
+        import pyarrow.parquet as pq
+
         if self.missing:
             raise FileNotFoundError(f"{self.folder} lacks {len(self.missing)} of {self.num_shards} shards.")
         for leftover in self._current.glob(".*.partial"):  # of a write that was killed
             leftover.unlink()
+        empty = [path for path in self.paths if not pq.read_metadata(path).num_rows]
+        for path in empty[: self.num_shards - 1]:  # datasets 4.4 to 5.0 cannot load what has one before others
+            path.unlink()
         self._current.rename(self.folder / "data")
 
 

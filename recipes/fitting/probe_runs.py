@@ -207,19 +207,20 @@ def run_probe(
     held_out: Mapping[str, Any],
 ) -> None:
     """Train one probe's rows from the base model, measuring at each rung into the table `points`."""
+    from transformers import set_seed
     from trl import get_peft_config
 
     from trainer_callbacks import ScalingLawCallback, TokensPerSecondCallback
-    from training.cpu_trainer import sft_trainer_class
+    from training.cpu_trainer import in_order, sft_trainer_class
 
     args = copy.deepcopy(training_args)
     args.output_dir = str(folder / "probes" / probe.run)
     args.run_name = probe.run
-    args.train_sampling_strategy = "sequential"  # the order above gives each prefix the landscape of the whole
     args.packing = False
     args.include_num_input_tokens_seen = "non_padding"
     args.model_init_kwargs = {"dtype": model_args.dtype, "revision": model_args.model_revision}
-    trainer = sft_trainer_class(args)(
+    set_seed(args.seed)  # also of the adapter's first weights, before trl 1.15
+    trainer = in_order(sft_trainer_class(args))(  # which gives each prefix the landscape of the whole
         model=model_args.model_name_or_path,
         args=args,
         train_dataset=subset.select_columns([args.dataset_text_field]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
@@ -20,3 +21,13 @@ def sft_trainer_class(args) -> type[SFTTrainer]:
     """`SFTTrainer` on a GPU; on a CPU the above, for the losses it computes."""
     on_cpu = torch.device(args.device).type == "cpu"
     return CpuSFTTrainer if on_cpu and args.loss_type == "nll" else SFTTrainer
+
+
+def in_order(trainer_class: type[SFTTrainer]) -> type[SFTTrainer]:
+    """That trains on the rows as they lie. (transformers 4 has no `train_sampling_strategy="sequential"`.)"""
+
+    class InOrder(trainer_class):
+        def _get_train_sampler(self, train_dataset=None):
+            return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    return InOrder

@@ -82,7 +82,7 @@ def finish_run(
         trainer.push_to_hub()
     if script_args.merge_adapter:
         save_merged(trainer)
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 def save_merged(trainer: RecipeTrainer) -> None:

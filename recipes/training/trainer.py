@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from accelerate import PartialState
 from datasets import concatenate_datasets
+from transformers import set_seed
 
 from hf_ppl_select.data.saving import write_atomically
 from hf_ppl_select.hub.existing import existing_readme, join_cards
@@ -20,6 +21,7 @@ from training.cpu_trainer import CpuSFTTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from trl import SFTConfig
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,14 @@ class RecipeTrainer(CpuSFTTrainer):
     tokenized whole first, so what is lost is known before training.
     """
 
-    def __init__(self, *args: Any, replay: Replay | None = None, card_facts: CardFacts | None = None, **kwargs: Any):
+    def __init__(
+        self, *, args: SFTConfig, replay: Replay | None = None, card_facts: CardFacts | None = None, **kwargs: Any
+    ):
         self.replay = replay
         self.card_facts = card_facts or CardFacts()
         self.training_rows = TrainingRows()
-        super().__init__(*args, **kwargs)
+        set_seed(args.seed)  # also of the adapter's first weights, before trl 1.15
+        super().__init__(args=args, **kwargs)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if dataset_name == "train":

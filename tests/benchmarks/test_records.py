@@ -154,19 +154,23 @@ def test_calibration_by_benchmark():
 
 
 def test_entries_for_the_hub(tmp_path):
+    import huggingface_hub
     import yaml
-    from huggingface_hub import parse_eval_result_entries
 
     run = a_run(names=("medqa_4options", "mine"))
     [entry] = eval_result_entries(run, date="2026-01-02")
-    assert (entry.dataset_id, entry.task_id) == ("GBaker/MedQA-USMLE-4-options-hf", "medqa_4options")
-    assert entry.value == 0.75
-    assert entry.notes.startswith(
+    assert entry["dataset"] == {"id": "GBaker/MedQA-USMLE-4-options-hf", "task_id": "medqa_4options"}
+    assert entry["value"] == 0.75 and entry["date"] == "2026-01-02"
+    assert entry["notes"].startswith(
         "5-shot, log-likelihood of the choices, 40 questions, drawn with seed 7; 95 % interval"
     )
+    assert "date" not in eval_result_entries(run)[0]
     path = save_eval_results(run, tmp_path / "model", date="2026-01-02")
     assert path == tmp_path / "model" / ".eval_results" / "hf_ppl_select.yaml"
-    assert parse_eval_result_entries(yaml.safe_load(path.read_text(encoding="utf-8"))) == [entry]
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == [entry]
+    if hasattr(huggingface_hub, "parse_eval_result_entries"):  # from 1.4 on
+        parsed = huggingface_hub.parse_eval_result_entries([entry])
+        assert huggingface_hub.eval_result_entries_to_yaml(parsed) == [entry]
     assert save_eval_results(a_run(names=("mine", "yours")), tmp_path / "own") is None
     assert not (tmp_path / "own").exists()
 

@@ -140,6 +140,8 @@ NEVER_PACKED = {
     "gemma2, softcap": "caps its scores",
     "gptj, head bias": "has an attention of its own",
 }
+if transformers.__version__.startswith("4."):
+    NEVER_PACKED["opt, projected embeddings"] = "makes a mask"
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -240,7 +242,7 @@ def test_layers_that_do_not_compile_right_are_left_as_they_are(sequences, monkey
 
     def failing(block, **options):
         def fail(*args, **kwargs):
-            raise torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no compiler here"), None)
+            raise torch._dynamo.exc.TorchDynamoException("no compiler here")  # which all of torch's are
 
         block._compiled_call_impl = fail
 

@@ -71,7 +71,9 @@ def tiny(kind):
                 for name, parameter in model.named_parameters():
                     if parameter.dim() > 1:
                         parameter.normal_(0, 0.5 if "conv" in name else 0.1)
-                assert torch.isfinite(model(input_ids=torch.arange(3, 20)[None], use_cache=False).logits).all()
+                for rows in (2, 1):  # recurrent_gemma of transformers 4 remembers rows, and fails
+                    ids = torch.arange(3, 20).repeat(rows, 1)
+                    assert torch.isfinite(model(input_ids=ids, use_cache=False).logits).all()
             return model
         except Exception as error:
             last = error
@@ -129,6 +131,9 @@ BUILT = {}
 
 @pytest.mark.parametrize("kind", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 def test_no_text_depends_on_its_neighbours(kind, monkeypatch):
+    if ".deprecated." in CONFIG_MAPPING[kind].__module__:
+        BUILT[kind] = None
+        pytest.skip("transformers itself keeps it up no longer")
     try:
         model = tiny(kind)
     except Exception as error:
@@ -168,9 +173,10 @@ def close(found, alone, truth, model):
         np.testing.assert_allclose(found, alone, rtol=1e-5)
     else:
         ours, its = (np.sqrt(np.mean((nll - truth) ** 2)) for nll in (found, alone))
-        assert ours <= (0.1 if has_experts(model) else 2 * its + 2e-3), (ours, its)
+        assert ours <= max(0.1 if has_experts(model) else 0, 2 * its + 2e-3), (ours, its)
 
 
 def test_nearly_all_were_built():
     if len(BUILT) == len(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        assert sum(BUILT.values()) >= 0.85 * len(BUILT)
+        built = [built for built in BUILT.values() if built is not None]
+        assert sum(built) >= 0.85 * len(built)

@@ -124,7 +124,7 @@ def test_an_interrupted_call_leaves_the_model_as_it_was(many_sequences, four_thr
 
 
 def rope(kind, **more):
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **more}}
+    return {"rope_scaling": {"rope_type": kind, **more}}  # which transformers 5 calls rope_parameters, and takes still
 
 
 class Custom(LlamaForCausalLM):
@@ -135,8 +135,8 @@ def test_models_that_keep_something_between_calls_run_one_batch_at_a_time(four_t
     assert num_workers(make_model("LlamaConfig", SMALL | rope("default"))) == 4
     assert num_workers(make_model("LlamaConfig", SMALL | rope("linear", factor=2.0))) == 4
     assert num_workers(make_model("LlamaConfig", SMALL | rope("dynamic", factor=2.0))) == 1
-    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 32}
-    assert num_workers(make_model("Phi3Config", SMALL | rope("longrope", **factors))) == 1
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    assert num_workers(make_model("LlamaConfig", SMALL | rope("longrope", factor=2.0, **factors))) == 1
     model = make_model("LlamaConfig", SMALL)
     assert num_workers(Custom(model.config)) == 1
     assert num_workers(cpu_offload(model, execution_device="cpu")) == 1

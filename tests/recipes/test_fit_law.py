@@ -120,6 +120,31 @@ def test_all_probes_are_chosen_before_one_is_trained_and_a_failure_loses_none(sc
     assert not (scored.parent / "other" / "settings.json").exists() and len(done) == 17
 
 
+def test_a_probe_trains_on_its_chunks_in_order(tiny_model_dir, tmp_path):
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    import fit_law as recipe
+    from command_line import parse_options
+    from fitting.probe_runs import run_probe
+    from hf_ppl_select.law.points import read_law_points
+    from hf_ppl_select.probes.design import ProbeTarget, prefix_points
+
+    words = WORDS.split()
+    texts = [" ".join(words[:count]) for count in (2, 15, 4, 9, 1, 12, 6, 17, 3, 8)]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    lengths = [len(tokenizer(text + tokenizer.eos_token)["input_ids"]) for text in texts]
+    reached = np.cumsum(lengths)[[0, 2, 5, 9]].tolist()
+    subset = Dataset.from_dict({"text": texts, "perplexity": np.linspace(9, 30, 10), "num_tokens": lengths})
+    made = options(tmp_path / "scored.parquet", tiny_model_dir, per_device_train_batch_size=1, num_train_epochs=1)
+    _, training_args, model_args = parse_options(recipe.make_parser(), list(map(str, made)))
+    probe = ProbeTarget("in order", 20.0, 6.0, "linear")
+    rows = (tmp_path, tmp_path / "points.jsonl", training_args, model_args, {"texts": texts[:3]})
+    moments = prefix_points({"perplexity": subset["perplexity"]}, lengths, reached)
+    run_probe(probe, subset, moments, reached, *rows)
+    assert read_law_points(tmp_path / "points.jsonl").num_tokens.tolist() == reached
+
+
 def test_known_points_need_no_probes(tmp_path, shared_data):
     points = shared_data / "law_points" / "smollm2_medquad.jsonl"
     done = fit_law("--points", points, "--num_probes", 0, "--output_dir", tmp_path / "law", "--use_cpu", cwd=tmp_path)

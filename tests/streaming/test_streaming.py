@@ -78,6 +78,8 @@ def test_a_streamed_subset_is_what_filter_gives_and_keeps_its_promise(scored, tm
     selector = PerplexitySelector.load(out / "selector.json")
     below = rows.filter(lambda row: row["perplexity"] is None or row["perplexity"] <= 1000)
     assert texts(out) == below.filter(selector, batched=True)["text"]
+    written = [path.name for path in sorted((out / "data").glob("*.parquet"))]
+    assert written == [f"train-0000{index}-of-00005.parquet" for index in (0, 2, 3, 4)]  # of the empty file, nothing
     subset = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert subset.features == rows.features and len(subset) == selection.kept.num_chunks
     assert abs(sum(subset["num_tokens"]) - selector.expected_num_tokens) < 4 * selector.num_tokens_std

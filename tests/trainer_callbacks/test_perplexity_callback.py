@@ -88,7 +88,9 @@ def test_follows_evaluations_and_measures_a_step_once(tiny_model, tiny_tokenizer
     logged = [row for row in trainer.state.log_history if "general_loss" in row]
     assert [row["step"] for row in logged] == [0, 2, 4, 5]
     assert [logs["general_loss"] for logs in seen if "general_loss" in logs] == [row["general_loss"] for row in logged]
-    assert trainer.state.best_metric == min(row["general_loss"] for row in logged[1:])
+    evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert evaluated in ([2, 4, 5], [2, 4])  # transformers 4 does not evaluate at the last step
+    assert trainer.state.best_metric == min(row["general_loss"] for row in logged if row["step"] in evaluated)
     assert trainer.evaluate()["eval_general_loss"] == pytest.approx(trainer.state.best_metric)  # not a stale value
 
 
