@@ -13,13 +13,15 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 
 def model_folder() -> Path:
     """Where it is kept by default, be it there or not."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "hf_ppl_select" / "SmolLM2-135M-Instruct"
+    major = version("transformers").partition(".")[0]  # 4 cannot read the tokenizer that 5 saves
+    return cache / "hf_ppl_select" / f"SmolLM2-135M-Instruct-transformers-{major}"
 
 
 def offline_model(folder: str | os.PathLike | None = None) -> Path:
