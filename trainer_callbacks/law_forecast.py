@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_ppl_select.law.points import MOMENTS, moment_field
 
@@ -38,7 +38,9 @@ class LawForecast:
         self._fields: tuple[str, ...] = ()
         if law is not None:
             prefix = "log_" if law.space == "log" else ""
-            self._fields = tuple(moment_field(f"{prefix}{name}", law.column) for name in ("mu", "sigma"))
+            columns = [law.column] if isinstance(law.column, str) else law.column
+            names = [(f"{prefix}{name}", column) for name in ("mu", "sigma") for column in columns]
+            self._fields = tuple(moment_field(*name) for name in names)
         for rung in ladder:
             self.moments(rung)
             if law is not None:
@@ -110,6 +112,7 @@ class LawForecast:
             "held-out texts.", run, metrics["law_point_num_tokens"], metrics["law_point_loss"], low, high, least, most
         )  # fmt: skip
 
-    def _place(self, num_tokens: int) -> tuple[float, float, int]:
+    def _place(self, num_tokens: int) -> tuple[Any, Any, int]:
         moments = self.moments(num_tokens)
-        return *(moments[field] for field in self._fields), num_tokens
+        values = [moments[field] for field in self._fields]
+        return (*values, num_tokens) if len(values) == 2 else (values[:2], values[2:], num_tokens)  # of two columns

@@ -10,6 +10,7 @@ import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..landscape.reach import log_name
+from ..landscape.scores import digits, names_of
 from .tables import public_name, table
 
 _TEMPLATE = Path(__file__).with_name("law_card_template.md")
@@ -58,11 +59,15 @@ def _summary(law: Any, model: str | None) -> str:
     of = f"`{model}`" if model else "a language model that was not recorded"
     if model and law.model_revision:
         of += f" (revision `{law.model_revision}`)"
-    what = "perplexities under it have" if law.column == "perplexity" else f"score `{law.column}` has"
+    if isinstance(law.column, str):
+        what = "perplexities under it have" if law.column == "perplexity" else f"score `{law.column}` has"
+        what += " the mean mu and the standard deviation sigma"
+    else:
+        what = "scores `{}` and `{}` have logarithms of means m and standard deviations s".format(*law.column)
     corpus = f" The probes were drawn from the corpus `{public_name(law.corpus)}`." if law.corpus else ""
     return (
         f"A scaling law that predicts the held-out loss of {of} after training on D tokens of chunks whose "
-        f"{what} the mean mu and the standard deviation sigma.{corpus}"
+        f"{what}.{corpus}"
     )
 
 
@@ -70,15 +75,17 @@ def _fit_table(law: Any) -> str:
     report = law.report
     row = law.held_out_errors()
     low, high = law.num_tokens_range
-    mu, sigma = law.points.moments(law.space, law.column)
-    names = ("mu", "sigma")
-    if law.space == "log":
-        names = (f"m (mean {log_name(law.column)}, nats)", "s (its standard deviation)")
+    moments = []
+    for column in names_of(law.column):
+        names = ("mu", "sigma")
+        if law.space == "log":
+            names = (f"m (mean {log_name(column)}, nats)", "s (its standard deviation)")
+        both = zip(names, law.points.moments(law.space, column))
+        moments += [[name, f"{values.min():.4g} to {values.max():.4g}"] for name, values in both]
     rows = [
         ["law points, runs", f"{report.num_points}, {report.num_runs}"],
         ["training tokens D", f"{low:,.0f} to {high:,.0f}"],
-        [names[0], f"{mu.min():.4g} to {mu.max():.4g}"],
-        [names[1], f"{sigma.min():.4g} to {sigma.max():.4g}"],
+        *moments,
         ["R², in sample", f"{report.r2:.4f}"],
         ["standard deviation of residuals", f"{report.residual_std:.4f}"],
     ]
@@ -106,11 +113,11 @@ def _predictions_table(law: Any, problem: str | None) -> str:
     mu, sigma = law.points.moments(law.space, law.column)
     num_tokens = law.points.num_tokens
     order = np.flatnonzero(num_tokens == num_tokens.max())
-    order = order[np.argsort(mu[order], kind="stable")]
+    order = order[np.argsort(mu[order] if mu.ndim == 1 else mu[order, 0], kind="stable")]
     chosen = dict.fromkeys([order[0], order[len(order) // 2], order[-1]])
     rows = []
     for i in chosen:
-        cells = [f"{law.points.run[i]}", f"{mu[i]:.4g}", f"{sigma[i]:.4g}", f"{num_tokens[i]:,.0f}"]
+        cells = [f"{law.points.run[i]}", digits(mu[i]), digits(sigma[i]), f"{num_tokens[i]:,.0f}"]
         cells += [f"{law.points.loss[i]:.4f}", f"{law.predict(mu[i], sigma[i], num_tokens[i]):.4f}"]
         for noise in (False, True):
             interval = None if problem else law.interval(mu[i], sigma[i], num_tokens[i], noise=noise)
@@ -125,7 +132,8 @@ def _predictions_table(law: Any, problem: str | None) -> str:
 
 def _code(law: Any, name: str | None) -> str:
     mu, sigma = law.points.moments(law.space, law.column)
-    at = f"{np.median(mu):.4g}, {np.median(sigma):.4g}, {law.num_tokens_range[1]:.0f}"
+    at = ", ".join(_argument(np.median(moment, axis=0)) for moment in (mu, sigma))
+    at += f", {law.num_tokens_range[1]:.0f}"
     return "\n".join(
         [
             "from hf_ppl_select import ScalingLaw",
@@ -161,6 +169,11 @@ def _limits(law: Any, model: str | None, problem: str | None) -> str:
     if problem:
         points.append("Its runs are too few for intervals.")
     return "\n".join(f"- {point}" for point in points)
+
+
+def _argument(moment: np.ndarray) -> str:
+    """A moment in code; of two columns a pair."""
+    return f"{moment:.4g}" if moment.ndim == 0 else f"({', '.join(f'{x:.4g}' for x in moment)})"
 
 
 def _yes(value: bool) -> str:

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from .tables import code_to_reproduce, composition, number, public_name, table
 
 if TYPE_CHECKING:
+    from ..landscape.joint import JointLandscape
     from ..landscape.landscape import PerplexityLandscape
 from ..landscape.reach import log_name
+from ..landscape.scores import Column, as_column, in_words, names_of
 
 _TEMPLATE = Path(__file__).with_name("subset_card_template.md")
 _TAGS = ["perplexity", "data-selection", "scaling-laws", "continual-pre-training", "hf_ppl_select"]
@@ -48,7 +51,7 @@ def subset_card(
     report: Mapping[str, Any],
     *,
     law: Any = None,
-    landscape: PerplexityLandscape | None = None,
+    landscape: PerplexityLandscape | JointLandscape | None = None,
     license: str | None = None,
     source: str | None = None,
     name: str | None = None,
@@ -87,7 +90,7 @@ def subset_card(
         pretty_name=title,
         summary=_summary(report, source, model),
         strategy=strategy,
-        scored=_scored(report.get("column", "perplexity")),
+        scored=_scored(_column(report)),
         method=_METHODS.get(strategy),
         moments=_moments_table(report),
         moments_note=_moments_note(report),
@@ -98,7 +101,7 @@ def subset_card(
         law_params=law and table(["parameter", "value"], [(f"`{n}`", f"{v:.6g}") for n, v in law.params.items()]),
         law_note=law and (f"Its scores are those of `{_model(law)}`. " if law.model else ""),
         landscape=landscape and _landscape_table(landscape),
-        column=landscape and landscape.column,
+        column=landscape and in_words(landscape.column),
         code=strategy and code_to_reproduce(report, source_id, model, law is not None),
         indices_sha256=report.get("indices_sha256"),
         limitations=_limitations(report, law),
@@ -117,10 +120,16 @@ def _summary(report: Mapping[str, Any], source: str | None, model: str | None) -
     general = (
         f"; and {replay['num_chunks']:,} rows of general text ({replay['num_tokens']:,} tokens)" if replay else ""
     )
-    return f"{size}{out_of}{origin}, selected by their {report.get('column', 'perplexity')} under {by}{general}."
+    return f"{size}{out_of}{origin}, selected by their {in_words(_column(report))} under {by}{general}."
 
 
-def _scored(column: str) -> str:
+def _column(report: Mapping[str, Any]) -> Column:
+    return as_column(report.get("column", "perplexity"))
+
+
+def _scored(column: Column) -> str:
+    if not isinstance(column, str):
+        return "Every chunk has two scores, the columns `{}` and `{}`.".format(*column)
     if column != "perplexity":
         return f"Every chunk has a score, the column `{column}`."
     return (
@@ -136,20 +145,31 @@ def _num_rows(report: Mapping[str, Any]) -> int:
 def _moments_table(report: Mapping[str, Any]) -> str | None:
     if "achieved" not in report:
         return None
-    names = ("mu", "sigma", "log_mu", "log_sigma")
-    column = report.get("column", "perplexity")
-    header = ["", "chunks", "tokens", f"mean {column} (mu)", f"standard deviation of {column} (sigma)"]
-    header += [f"mean {log_name(column)}, {_unit(column)}", f"standard deviation of {log_name(column)}, nats"]
+    column, target = _column(report), report.get("target")
+    header = ["", "chunks", "tokens"]
+    if isinstance(column, str):
+        header += [f"mean {column} (mu)", f"standard deviation of {column} (sigma)"]
+    for name in names_of(column):
+        header += [f"mean {log_name(name)}, {_unit(name)}", f"standard deviation of {log_name(name)}, nats"]
+
+    def cells(moments: Mapping[str, Any]) -> list[str]:
+        if isinstance(column, str):
+            return [number(moments[name]) for name in ("mu", "sigma", "log_mu", "log_sigma")]
+        return [number(x) for pair in zip(moments["log_mu"], moments["log_sigma"]) for x in pair]
+
     rows = []
     if corpus := report.get("corpus"):
         sizes = f"{corpus['num_chunks']:,}", f"{corpus['num_tokens']:,}"
-        rows.append(["corpus (a random subset has its moments)", *sizes, *(number(corpus[name]) for name in names)])
-    if target := report.get("target"):
-        cells = [number(value) for value in target]
-        cells = ["-", "-", *cells] if report["space"] == "log" else [*cells, "-", "-"]
-        rows.append(["target", "-", f"{report['budget']:,}", *cells])
+        rows.append(["corpus (a random subset has its moments)", *sizes, *cells(corpus)])
+    if target and not isinstance(column, str):
+        aim = cells({"log_mu": target[0], "log_sigma": target[1]})
+        rows.append(["target", "-", f"{report['budget']:,}", *aim])
+    elif target:
+        aim = [number(value) for value in target]
+        aim = ["-", "-", *aim] if report["space"] == "log" else [*aim, "-", "-"]
+        rows.append(["target", "-", f"{report['budget']:,}", *aim])
     sizes = f"{report['num_chunks']:,}", f"{report['num_tokens']:,}"
-    rows.append(["**this subset**", *sizes, *(number(report["achieved"][name]) for name in names)])
+    rows.append(["**this subset**", *sizes, *cells(report["achieved"])])
     return table(header, rows)
 
 
@@ -157,12 +177,13 @@ def _moments_note(report: Mapping[str, Any]) -> str:
     notes = ["One chunk has one vote in these moments."]
     achieved = report.get("achieved", {})
     if "lowest_score" in achieved:
-        low, high = number(achieved["lowest_score"]), number(achieved["highest_score"])
-        notes.append(f"The subset's {report.get('column', 'perplexity')} lies between {low} and {high}.")
+        lowest, highest = np.atleast_1d(achieved["lowest_score"]), np.atleast_1d(achieved["highest_score"])
+        for name, low, high in zip(names_of(_column(report)), lowest, highest):
+            notes.append(f"The subset's {name} lies between {number(low)} and {number(high)}.")
     if "seed" in report:
         notes.append(f"Strategy `{report['strategy']}`, seed {report['seed']}.")
     if dropped := {reason: number for reason, number in report.get("dropped", {}).items() if number}:
-        names = {reason: _DROPPED.get(reason, reason).format(report.get("column", "perplexity")) for reason in dropped}
+        names = {reason: _DROPPED.get(reason, reason).format(in_words(_column(report))) for reason in dropped}
         counts = ", ".join(f"{number:,} {names[reason]}" for reason, number in dropped.items())
         notes.append(f"Chunks that could not be chosen: {counts}.")
     return " ".join(notes)
@@ -206,21 +227,25 @@ def _verdict(report: Mapping[str, Any]) -> str | None:
     return f"{verdict} The optimum is {_KINDS[optimum['kind']]}."
 
 
-def _landscape_table(landscape: PerplexityLandscape) -> str:
-    score = landscape.column
+def _landscape_table(landscape: PerplexityLandscape | JointLandscape) -> str:
     rows = [
         ["model that scored it", f"`{_model(landscape)}`" if landscape.model else "not recorded"],
         ["chunks", f"{landscape.num_chunks:,}"],
         ["tokens", f"{landscape.num_tokens:,}"],
         ["one vote in the moments has", {"chunks": "a chunk", "tokens": "a token"}[landscape.weights]],
-        [f"mean of {score} (mu)", number(landscape.mu)],
-        [f"standard deviation of {score} (sigma)", number(landscape.sigma)],
-        [f"mean of {log_name(score)}, {_unit(score)}", number(landscape.log_mu)],
-        [f"standard deviation of {log_name(score)}, nats", number(landscape.log_sigma)],
-        [f"geometric mean of {score}", number(math.exp(landscape.log_mu))],
-        [f"median of {score}", number(landscape.quantile(0.5))],
     ]
-    rows += [[f"{100 * q:.0f} % quantile of {score}", number(landscape.quantile(q))] for q in (0.05, 0.25, 0.75, 0.95)]
+    score, one = in_words(landscape.column), isinstance(landscape.column, str)
+    if one:
+        rows.append([f"mean of {score} (mu)", number(landscape.mu)])
+        rows.append([f"standard deviation of {score} (sigma)", number(landscape.sigma)])
+    for name, m, s in zip(names_of(landscape.column), *map(np.atleast_1d, (landscape.log_mu, landscape.log_sigma))):
+        rows.append([f"mean of {log_name(name)}, {_unit(name)}", number(m)])
+        rows.append([f"standard deviation of {log_name(name)}, nats", number(s)])
+        rows.append([f"geometric mean of {name}", number(math.exp(m))])
+    if one:
+        rows.append([f"median of {score}", number(landscape.quantile(0.5))])
+        for q in (0.05, 0.25, 0.75, 0.95):
+            rows.append([f"{100 * q:.0f} % quantile of {score}", number(landscape.quantile(q))])
     rows.append([f"left out: chunks without {score} (empty text)", f"{landscape.num_skipped:,}"])
     rows.append([f"left out: chunks of infinite {score}", f"{landscape.num_infinite:,}"])
     return table(["quantity", "value"], rows)

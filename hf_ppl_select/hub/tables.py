@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..landscape.scores import as_column, names_of
+
 _MOST_GROUPS = 30
 _ORDERS = {
     "easy_to_hard": "Its rows go from the lowest {} to the highest.",
@@ -19,11 +21,12 @@ _COMPOSITION += ("min_score", "max_score", "replay", "order", "text_column")
 
 def composition(report: Mapping[str, Any]) -> str | None:
     """Regimes, groups, replay and order; None where nothing is known of them."""
-    parts, column = [], report.get("column", "perplexity")
-    if regimes := report.get("regimes"):
+    parts, columns = [], names_of(as_column(report.get("column", "perplexity")))
+    for column in columns if report.get("regimes") else ():
         rows = [
             [f"{number(row['low'])} to {number(row['high'])}", f"{row['num_chunks']:,}", f"{row['num_tokens']:,}"]
-            for row in regimes
+            for row in report["regimes"]
+            if row.get("column", column) == column
         ]
         parts.append(f"What was taken of each tenth of the corpus by {column}:")
         parts.append(table([column, "chunks", "tokens"], rows))
@@ -33,12 +36,14 @@ def composition(report: Mapping[str, Any]) -> str | None:
         rows = [
             [_cell(group["group"]), f"{group['corpus_tokens']:,}", f"{group['budget']:,}"]
             + [f"{group['num_chunks']:,}", f"{group['num_tokens']:,}"]
-            + [number(group[name]) if group[name] is not None else "-" for name in ("mu", "sigma")]
+            + [cell for name in ("mu", "sigma") for cell in _moments(group[name], len(columns))]
             for group in shown
         ]
         parts.append(f"What was taken of each `{group_by}`:")
-        header = [f"`{group_by}`", "tokens to choose from", "budget", "chunks", "tokens", f"mean {column}"]
-        parts.append(table([*header, "standard deviation"], rows))
+        header = [f"`{group_by}`", "tokens to choose from", "budget", "chunks", "tokens"]
+        header += [f"mean {column}" for column in columns]
+        spread = [f"standard deviation of {column}" for column in columns]
+        parts.append(table([*header, *(spread if len(columns) > 1 else ["standard deviation"])], rows))
         if len(groups) > len(shown):
             parts.append(f"And {len(groups) - len(shown):,} more, see `selection.json`.")
     if replay := report.get("replay"):
@@ -48,7 +53,7 @@ def composition(report: Mapping[str, Any]) -> str | None:
             "the predicted losses are of the other rows."
         )
     if report.get("order") in _ORDERS:
-        parts.append(_ORDERS[report["order"]].format(column))
+        parts.append(_ORDERS[report["order"]].format(columns[0]))
     return "\n\n".join(parts) or None
 
 
@@ -81,7 +86,9 @@ def code_to_reproduce(report: Mapping[str, Any], source_id: str | None, model: s
     for name in _COMPOSITION:
         value = report.get("options", {}).get(name)
         if value is not None and value != _DEFAULTS.get(name):
-            options += f", {name}={dict(map(tuple, value)) if isinstance(value, list) else value!r}"
+            if isinstance(value, list):  # as JSON has them: two columns, or budgets by group
+                value = tuple(value) if name == "column" else dict(map(tuple, value))
+            options += f", {name}={value!r}"
     steps.append(f"subset = select_subset(corpus, {options})")
     return "\n".join([*head, f"from hf_ppl_select import {', '.join(sorted(imports))}", "", *steps])
 
@@ -98,6 +105,13 @@ def public_name(model: str | None) -> str | None:
 
 def _cell(name: Any) -> str:
     return "(none)" if name is None else str(name).replace("|", "\\|").replace("\n", " ")
+
+
+def _moments(moment: Any, columns: int) -> list[str]:
+    """Cells of a moment that may be unknown, or a pair."""
+    if moment is None:
+        return ["-"] * columns
+    return [number(value) for value in (moment if columns > 1 else [moment])]
 
 
 def number(value: float) -> str:

@@ -16,7 +16,9 @@ import numpy as np
 from ..data.columns import read_columns
 from ..data.saving import load_json, save_json
 from .cells import Cells
-from .reach import AttainableRegion, attainable_region, check_budget
+from .joint import JointLandscape
+from .reach import AttainableRegion, attainable_region, out_of_reach
+from .scores import Column, as_column, check_same_kind, check_size, which_are_scored
 
 BINS_PER_NAT = 256
 _SCHEMA_VERSION = 1
@@ -57,16 +59,17 @@ class PerplexityLandscape:
         cls,
         dataset: Any,
         *,
-        column: str = "perplexity",
+        column: Column = "perplexity",
         num_tokens_column: str = "num_tokens",
         weights: Literal["chunks", "tokens"] = "chunks",
         model: str | None = None,
-    ) -> PerplexityLandscape:
+    ) -> PerplexityLandscape | JointLandscape:
         """The landscape of a scored dataset.
 
         Args:
             dataset: a scored `datasets.Dataset` or `IterableDataset`, or anything with columns (a dict, a DataFrame).
-            column: the score: what the scorer wrote, or any column of positive numbers.
+            column: the score: what the scorer wrote, or any column of positive numbers. Two of them, `(first,
+                second)`, have a [`~hf_ppl_select.landscape.joint.JointLandscape`].
             num_tokens_column: tokens of each chunk.
             weights: what has one vote in the moments, a chunk (default) or a token.
             model: the model that scored it.
@@ -75,6 +78,10 @@ class PerplexityLandscape:
             KeyError: a column is missing.
             ValueError: no rows, no chunk with a finite score, or impossible values.
         """
+        if not isinstance(column, str):
+            return JointLandscape.from_dataset(
+                dataset, as_column(column), num_tokens_column=num_tokens_column, weights=weights, model=model
+            )
         landscape, start = None, 0
         for values, num_tokens in read_columns(dataset, column, num_tokens_column):
             part = cls._from_arrays(values, num_tokens, weights, model, start, column)
@@ -92,15 +99,20 @@ class PerplexityLandscape:
         *,
         weights: Literal["chunks", "tokens"] = "chunks",
         model: str | None = None,
-        column: str = "perplexity",
-    ) -> PerplexityLandscape:
+        column: Column = "perplexity",
+    ) -> PerplexityLandscape | JointLandscape:
         """The landscape of arrays.
 
         Args:
             values: `(num_chunks,)` scores; None or NaN is an empty text (skipped, counted), infinity is counted apart.
+                `(num_chunks, 2)` of two columns.
             num_tokens: `(num_chunks,)` scored tokens per chunk; without it every chunk counts one, so budgets are in
                 chunks.
         """
+        if not isinstance(column, str):
+            return JointLandscape.from_values(
+                values, num_tokens, column=as_column(column), weights=weights, model=model
+            )
         values = np.asarray(values, dtype=None if isinstance(values, np.ndarray) else float).reshape(-1)
         if num_tokens is not None:
             as_is = isinstance(num_tokens, np.ndarray)
@@ -124,17 +136,7 @@ class PerplexityLandscape:
 
     @classmethod
     def _of_block(cls, values, num_tokens, weights, model, start, column) -> PerplexityLandscape:
-        scored = ~np.isnan(values) & (num_tokens != 0)
-        is_perplexity = column == "perplexity"
-        # A token's probability is at most 1, so a perplexity is at least 1 (float rounding aside).
-        above = 1 - 1e-6 if is_perplexity else 0.0
-        bad = np.flatnonzero(scored & ~((values > above) & (num_tokens > 0) & np.isfinite(num_tokens)))
-        if len(bad):
-            what = "is exp(nll_sum / num_tokens), 1 or more" if is_perplexity else "is a score, more than 0"
-            raise ValueError(
-                f"row {start + bad[0]} has {column} {values[bad[0]]:g} and num_tokens {num_tokens[bad[0]]:g}; "
-                f"{column} {what}, and num_tokens is positive. Is it {'nll' if is_perplexity else 'a logarithm'}?"
-            )
+        scored = which_are_scored(values, num_tokens, column, start)
         finite = scored & np.isfinite(values)
         skipped, infinite = int((~scored).sum()), int((scored & ~finite).sum())
         x, tokens = values[finite], num_tokens[finite]
@@ -167,15 +169,7 @@ class PerplexityLandscape:
         Raises:
             ValueError: another model scored `other`, it is of another column, or its weights differ.
         """
-        if self.column != other.column:
-            raise ValueError(f"cannot merge a landscape of {self.column} with one of {other.column}.")
-        if self.model and other.model and self.model != other.model:
-            raise ValueError(
-                f"cannot merge landscapes of different models ({self.model} and {other.model}): their perplexities "
-                "do not compare. Score both corpora with one model."
-            )
-        if self.weights != other.weights:
-            raise ValueError(f"cannot merge a landscape weighted by {self.weights} with one by {other.weights}.")
+        check_same_kind(self, other)
         bins, place = np.unique(np.concatenate([self.bins, other.bins]), return_inverse=True)
         sums = np.zeros((len(bins), len(_SUMS)))
         np.add.at(sums, place, np.concatenate([self.sums, other.sums]))
@@ -247,11 +241,13 @@ class PerplexityLandscape:
         Raises:
             ValueError: `num_tokens` is more than the corpus has, or less than one chunk.
         """
-        check_budget(num_tokens, self.num_tokens)
-        if not num_tokens >= min(one := self.tokens_per_chunk, self.num_tokens):
-            raise ValueError(f"asked for {num_tokens:g} tokens, but one chunk holds {one:g} on average.")
+        check_size(self, num_tokens)
         w, mean, std = self.bin_moments(space)
         return attainable_region(mean, num_tokens, self.sums[:, 1], w, std, space, self.column)
+
+    def out_of_reach(self, num_tokens: float, space: Literal["linear", "log"], mu: float, sigma: float) -> str:
+        """The error about a target that no subset has."""
+        return out_of_reach(self.attainable_region(num_tokens, space), mu, sigma)
 
     def cells(self, space: Literal["linear", "log"], outliers: bool = True) -> Cells:
         """The bins as cells of one column, for [`~hf_ppl_select.landscape.maxent.solve`].

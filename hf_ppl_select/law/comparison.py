@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from ..landscape.scores import Column, as_column, names_of
 from .forms import LAW_FORMS, Space, design_matrix, law_form
 from .points import LawPoints, moment_field, read_law_points
 from .solver import solve
 
 
 def compare_scaling_laws(
-    points: Any, *, form: str = "auto", space: str = "auto", column: str = "auto"
+    points: Any, *, form: str = "auto", space: str = "auto", column: Column = "auto"
 ) -> list[dict[str, Any]]:
     """Fit every form in every space and score column the points allow, leaving out runs, and the largest num_tokens.
 
@@ -24,7 +25,8 @@ def compare_scaling_laws(
 
     Args:
         points: what [`read_law_points`] takes.
-        form, space, column: compare only this form, space or score column.
+        form, space, column: compare only this form, space or score column; or a pair of columns, `(first, second)`,
+            whose laws are of both together, in log space.
 
     Returns:
         One dict per form, space and column, smallest leave-one-run-out error first: `form`, `space`, `column`,
@@ -33,13 +35,14 @@ def compare_scaling_laws(
         few), `aicc` (on residuals of ln(loss)), `E`, `chosen` (what `form="auto"` takes of a column),
         and `problem`: None, or why a form could not be compared, its numbers then None.
     """
-    points = read_law_points(points)
+    points, column = read_law_points(points), as_column(column)
+    spaces = ("linear", "log") if isinstance(column, str) else ("log",)
     rows = []
     for of in points.scores if column == "auto" else [column]:
         for name in LAW_FORMS if form == "auto" else [form]:
-            for where in ("linear", "log") if space == "auto" else [space]:
-                again = not law_form(name, where).terms(where) and len(rows)  # no features: the same law everywhere
-                absent = where == "log" and space == "auto" and not points.has_space("log", of)
+            for where in spaces if space == "auto" else [space]:
+                again = not law_form(name, where, of).terms(where) and len(rows)  # no features: always the same law
+                absent = where == "log" and len(spaces) > 1 and space == "auto" and not points.has_space("log", of)
                 if not (again and "auto" in (space, column)) and not absent:
                     rows.append(_compare_one(points, name, where, of))
     rows.sort(key=lambda row: (row["problem"] is not None, row["loo_mae"] or 0.0, row["num_params"]))
@@ -67,7 +70,7 @@ def choose_form(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def only_without_features(rows: list[dict[str, Any]]) -> str | None:
     """What it means if only forms that read nothing of the landscape could be fitted, or None."""
-    reads = [row for row in rows if LAW_FORMS[row["form"]].terms(row["space"])]
+    reads = [row for row in rows if law_form(row["form"], row["space"], row["column"]).terms(row["space"])]
     if not reads or any(row["problem"] is None for row in reads):
         return None
     nearest = min(reads, key=lambda row: row["num_params"])
@@ -77,8 +80,8 @@ def only_without_features(rows: list[dict[str, Any]]) -> str | None:
     )
 
 
-def _compare_one(points: LawPoints, form: str, space: Space, column: str) -> dict[str, Any]:
-    form_params, n = law_form(form, space).param_names(space), len(points)
+def _compare_one(points: LawPoints, form: str, space: Space, column: Column) -> dict[str, Any]:
+    form_params, n = law_form(form, space, column).param_names(space), len(points)
     row = {"form": form, "space": space, "column": column, "num_params": len(form_params), "chosen": False}
     row |= dict.fromkeys(("r2", "loo_mae", "loo_se", "held_out_d_mae", "aicc", "E"))
     row["problem"] = fit_problem(points, form, space, column)
@@ -106,7 +109,7 @@ def _compare_one(points: LawPoints, form: str, space: Space, column: str) -> dic
     }
 
 
-def _held_out_d_error(points: LawPoints, form: str, space: Space, column: str) -> float | None:
+def _held_out_d_error(points: LawPoints, form: str, space: Space, column: Column) -> float | None:
     """Mean absolute error at the largest num_tokens of a law fitted to the others; None where it cannot be."""
     last = points.num_tokens > points.num_tokens.max() / np.sqrt(2)  # chunks are whole: runs end near one count
     if last.all() or _problem(points.take(~last), form, space, column):
@@ -116,22 +119,23 @@ def _held_out_d_error(points: LawPoints, form: str, space: Space, column: str) -
     return float(np.abs(predicted - points.loss)[last].mean())
 
 
-def fit_problem(points: LawPoints, form: str, space: Space, column: str) -> str | None:
+def fit_problem(points: LawPoints, form: str, space: Space, column: Column) -> str | None:
     """Why a form cannot be fitted to these points and what to add, or None."""
-    return _problem(points, form, space, column) or _floor_problem(points, form, space)
+    return _problem(points, form, space, column) or _floor_problem(points, form, space, column)
 
 
-def _problem(points: LawPoints, form: str, space: Space, column: str) -> str | None:
+def _problem(points: LawPoints, form: str, space: Space, column: Column) -> str | None:
     """Why features and slope cannot be told from these points, or None."""
-    terms = law_form(form, space).terms(space)
+    terms = law_form(form, space, column).terms(space)
     try:
-        _, sigma = points.moments(space, column)
+        sigmas = {name: points.moments(space, name)[1] for name in names_of(column)}
     except ValueError as error:  # some points lack them
         return str(error)
-    zero = np.flatnonzero(sigma <= 0)
-    if len(zero) and any(term.needs_sigma for term in terms):
-        field = moment_field("sigma" if space == "linear" else "log_sigma", column)
-        return f"{points.name(zero[0])} has {field} 0, and form {form!r} takes its logarithm; leave the point out."
+    for name, sigma in sigmas.items():
+        zero = np.flatnonzero(sigma <= 0)
+        if len(zero) and any(term.needs_sigma for term in terms):
+            field = moment_field("sigma" if space == "linear" else "log_sigma", name)
+            return f"{points.name(zero[0])} has {field} 0, and form {form!r} takes its logarithm; leave the point out."
     num_params, n = len(terms) + 3, len(points)
     if n <= num_params:
         return (
@@ -147,8 +151,8 @@ def _problem(points: LawPoints, form: str, space: Space, column: str) -> str | N
         return "loss is the same at every law point, so there is nothing to fit; measure it after training, held out."
     labels = ["num_tokens", *(term.label for term in terms)]
     columns = design_matrix(points, form, space, column)[:, 1:]
-    for label, column in zip(labels, columns.T, strict=True):
-        if np.ptp(column) <= 1e-6 * max(1.0, np.abs(column).max()):
+    for label, values in zip(labels, columns.T, strict=True):
+        if np.ptp(values) <= 1e-6 * max(1.0, np.abs(values).max()):
             runs, tokens = "add probe runs where it differs", "evaluate each run at two or more num_tokens"
             more = tokens if label == "num_tokens" else runs
             return f"{label} is the same at every law point, so its parameter cannot be fitted: {more}."
@@ -163,10 +167,10 @@ def _problem(points: LawPoints, form: str, space: Space, column: str) -> str | N
     return None
 
 
-def _floor_problem(points: LawPoints, form: str, space: Space) -> str | None:
+def _floor_problem(points: LawPoints, form: str, space: Space, column: Column) -> str | None:
     """Why E cannot be told from the slope, or None. With features of the landscape, two num_tokens may do."""
     levels = len(np.unique(points.num_tokens))
-    if levels >= 3 or law_form(form, space).terms(space):
+    if levels >= 3 or law_form(form, space, column).terms(space):
         return None
     return (
         f"form {form!r} has a floor, a scale and a slope, which {levels} different num_tokens cannot tell apart: "

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..landscape.scores import Column, as_column
 from .comparison import choose_form, compare_scaling_laws, fit_problem, only_without_features, standardised
-from .forms import LAW_FORMS, design_matrix
+from .forms import design_matrix, law_form
 from .points import read_law_points
 from .scaling_law import FitReport, ScalingLaw
 from .solver import solve
@@ -26,7 +27,7 @@ def fit_scaling_law(
     space: str = "auto",
     model: str | None = None,
     *,
-    column: str = "perplexity",
+    column: Column = "perplexity",
     model_revision: str | None = None,
     corpus: str | None = None,
     huber_delta: float | None = HUBER_DELTA,
@@ -39,7 +40,8 @@ def fit_scaling_law(
         form: a name in `LAW_FORMS`, or `"auto"`: of all forms that can be fitted, those whose leave-one-run-out error
             is within one standard error of the smallest, and of these the one with fewest parameters.
         space: `"linear"` (moments of the score), `"log"` (of its logarithm) or `"auto"`, chosen along with the form.
-        column: the score column the law is about, or `"auto"`: of all that the points hold, chosen along too.
+        column: the score column the law is about, or `"auto"`: of all that the points hold, chosen along too. Two,
+            `(first, second)`: a law of both, in log space, with the form's terms for each.
         model: the model the scores come from; the law then refuses landscapes of other models.
         model_revision, corpus: commit of that model, and which corpus the probes were drawn from; kept with the law.
         huber_delta: where the Huber loss of the polish turns from square to linear, on residuals of ln(loss); None for
@@ -56,7 +58,7 @@ def fit_scaling_law(
         UserWarning: `form="auto"` has no form to take that reads mu and sigma; the moments of the score are
             heavy-tailed (sigma > mu), so a linear-space law rests on a few chunks; the fit did not converge.
     """
-    points = read_law_points(points)
+    points, column = read_law_points(points), as_column(column)
     if "auto" in (form, space, column):
         rows = compare_scaling_laws(points, form=form, space=space, column=column)
         row = choose_form(rows)
@@ -66,9 +68,10 @@ def fit_scaling_law(
     if problem := fit_problem(points, form, space, column):
         raise ValueError(problem)
     X = design_matrix(points, form, space, column)
+    own = law_form(form, space, column)
     mu, sigma = points.moments(space, column)
     heavy = np.flatnonzero(sigma > mu)
-    if space == "linear" and len(heavy) and LAW_FORMS[form].linear:
+    if space == "linear" and len(heavy) and own.linear:
         warnings.warn(
             f"{len(heavy)} of {len(points)} points are heavy-tailed, first {points.name(heavy[0])} with sigma "
             f"{sigma[heavy[0]]:.4g} > mu {mu[heavy[0]]:.4g}: their moments of {column} rest on a few "
@@ -92,5 +95,5 @@ def fit_scaling_law(
     )
     if not report.converged:
         warnings.warn(f"the fit of form {form!r} in {space} space did not converge.", stacklevel=2)
-    params = dict(zip(LAW_FORMS[form].param_names(space), map(float, values), strict=True))
+    params = dict(zip(own.param_names(space), map(float, values), strict=True))
     return ScalingLaw(form, space, params, report, points, model, model_revision, corpus, column)

@@ -6,7 +6,8 @@ Every form shares one skeleton (the paper's law is Liu et al., ACL 2026): the lo
     ln(L - E)       = ln Dc - aD*ln D - p1*f1 - p2*f2 - ...
 
 so a form is nothing but its list of features f. To add one, add an entry to [`LAW_FORMS`], one `Term` per feature and
-space: fitting, comparison, intervals, optimum and saving read it from there.
+space: fitting, comparison, intervals, optimum and saving read it from there. A law of two score columns has each
+form's terms once for each of them, in log space.
 
 A law of any form, L = E + exp(h(mu, sigma) - aD*ln D), is solved for D in closed form:
 
@@ -15,12 +16,15 @@ A law of any form, L = E + exp(h(mu, sigma) - aD*ln D), is solved for D in close
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..landscape.scores import Column, check_log_space
 from .points import LawPoints, Space
 
 
@@ -41,6 +45,7 @@ class LawForm:
 
     linear: tuple[Term, ...] = ()
     log: tuple[Term, ...] = ()
+    column: Column = "perplexity"  # two: mu and sigma are `(..., 2)`
 
     def terms(self, space: Space) -> tuple[Term, ...]:
         return self.linear if space == "linear" else self.log
@@ -55,9 +60,14 @@ class LawForm:
         return {"E": "nats/token", "Dc": "nats/token * tokens^aD", "aD": "1", **own}
 
     def design_matrix(self, space: Space, mu: Any, sigma: Any, num_tokens: Any) -> np.ndarray:
-        """`(..., p)`, so that ln(L - E) = X @ (ln Dc, aD, ...); arguments broadcast."""
-        mu, sigma, num_tokens = np.broadcast_arrays(*(np.asarray(v, dtype=float) for v in (mu, sigma, num_tokens)))
-        columns = [np.ones(mu.shape), -np.log(num_tokens), *(-term.feature(mu, sigma) for term in self.terms(space))]
+        """`(..., p)`, so that ln(L - E) = X @ (ln Dc, aD, ...); arguments broadcast. Two columns: mu `(..., 2)`."""
+        mu, sigma, D = (np.asarray(v, dtype=float) for v in (mu, sigma, num_tokens))
+        if isinstance(self.column, str):
+            mu, sigma, D = np.broadcast_arrays(mu, sigma, D)
+        else:
+            mu, sigma, D = np.broadcast_arrays(mu, sigma, D[..., None])
+            D = D[..., 0]
+        columns = [np.ones(D.shape), -np.log(D), *(-term.feature(mu, sigma) for term in self.terms(space))]
         return np.stack(columns, axis=-1)
 
 
@@ -103,18 +113,37 @@ LAW_FORMS: dict[str, LawForm] = {
 }
 
 
-def law_form(form: str, space: str) -> LawForm:
-    """The form of that name; an error that lists the names otherwise."""
+def law_form(form: str, space: str, column: Column = "perplexity") -> LawForm:
+    """The form of that name, for one score column or two.
+
+    Raises:
+        ValueError: no such form or space, or two columns in linear space; the message lists what there is.
+    """
     if form not in LAW_FORMS:
         raise ValueError(f"there is no law form {form!r}; the forms are {', '.join(LAW_FORMS)}, or 'auto' in a fit.")
     if space not in ("linear", "log"):
         raise ValueError(f"space must be 'linear' or 'log', got {space!r}.")
-    return LAW_FORMS[form]
+    if isinstance(column, str):
+        return LAW_FORMS[form]
+    check_log_space(space)
+    return _of_two(LAW_FORMS[form], column)
 
 
-def design_matrix(points: LawPoints, form: str, space: Space, column: str = "perplexity") -> np.ndarray:
+@cache
+def _of_two(form: LawForm, column: tuple[str, str]) -> LawForm:
+    """A form's terms in log space for each of two columns: a0 of column x is a0_x, its m is m[x]."""
+
+    def of_one(term: Term, c: int) -> Term:
+        label = re.sub(r"\b[ms]\b", lambda found: f"{found[0]}[{column[c]}]", term.label)
+        param = f"{term.param}_{column[c]}"
+        return Term(param, label, lambda m, s: term.feature(m[..., c], s[..., c]), term.needs_sigma, term.unit)
+
+    return LawForm(log=tuple(of_one(term, c) for c in (0, 1) for term in form.log), column=column)
+
+
+def design_matrix(points: LawPoints, form: str, space: Space, column: Column = "perplexity") -> np.ndarray:
     """`(n, p)`, a row per law point."""
-    return LAW_FORMS[form].design_matrix(space, *points.moments(space, column), points.num_tokens)
+    return law_form(form, space, column).design_matrix(space, *points.moments(space, column), points.num_tokens)
 
 
 class Law(Protocol):
@@ -125,7 +154,7 @@ class Law(Protocol):
 
     form: str
     space: Space
-    column: str
+    column: Column
     params: dict[str, float]
     points: LawPoints
     model: str | None
@@ -133,6 +162,9 @@ class Law(Protocol):
     residual_std: float
     num_tokens_range: tuple[float, float]
     theta: np.ndarray
+
+    @property
+    def terms(self) -> tuple[Term, ...]: ...
 
     def design_matrix(self, mu: Any, sigma: Any, num_tokens: Any) -> np.ndarray: ...
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .forms import LAW_FORMS, Law
+from .forms import Law
 from .posterior.draws import ParameterDraws, draw_posterior
 
 NUM_DRAWS = 2000
@@ -29,7 +29,7 @@ _BLOCK = 2_000_000  # losses at a time
 
 def check_intervals(law: Law) -> str | None:
     """Why a law can have no intervals and what to add, or None."""
-    needed, num_runs = len(LAW_FORMS[law.form].terms(law.space)) + 2, len(law.runs)
+    needed, num_runs = len(law.terms) + 2, len(law.runs)
     if num_runs >= needed:
         return None
     return (
@@ -133,9 +133,7 @@ def param_intervals(
     values = np.column_stack([draws.E, np.exp(draws.theta[:, 0]), draws.theta[:, 1:]])
     own = np.array(list(law.params.values()))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    names = LAW_FORMS[law.form].param_names(law.space)
-    pairs = zip(np.minimum(low, own).tolist(), np.maximum(high, own).tolist())
-    return dict(zip(names, pairs))
+    return dict(zip(law.params, zip(np.minimum(low, own).tolist(), np.maximum(high, own).tolist())))
 
 
 def _quantiles(values: Callable[[np.ndarray], np.ndarray], X: np.ndarray, level: float, num_draws: int) -> np.ndarray:

@@ -5,6 +5,8 @@ Laws often have no minimum of their own: for the paper's form in linear space, w
 that point is a saddle and the loss falls towards an edge. So the search is always inside the attainable region (what
 subsets of this corpus of this size can reach) intersected with the trusted region (the hull of the probes), and says
 what it found. With a second law, of the general loss, it can also keep to where forgetting is bounded.
+
+A law of two score columns is searched over tilts of the corpus instead, which are what selections keep.
 """
 
 from __future__ import annotations
@@ -14,15 +16,21 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..landscape.joint import JointLandscape
 from ..landscape.landscape import PerplexityLandscape
-from .forms import LAW_FORMS, Law, tokens_for, why_never
+from ..landscape.scores import Column, Moment, check_size, in_words
+from .forms import Law, tokens_for, why_never
 from .intervals import check_intervals
-from .optimum_intervals import finite, gain_intervals, place_intervals
-from .optimum_search import ForgettingBound, Kind, free_sigma_of, search
+from .optimum_intervals import finite, gain_intervals, place_intervals, places
+from .optimum_search import ForgettingBound, Kind, free_sigma_of, search, search_tilts
 from .points import read_law_points
 from .trust import TRUSTED_MARGIN, SearchRegion, TrustedRegion, trusted_region
 
 __all__ = ["TRUSTED_MARGIN", "Optimum", "TrustedRegion", "find_optimum", "general_points", "trusted_region"]
+
+_CELLS = 2000  # of two columns, on which tilts are tried
+
+Interval = tuple[float, float] | tuple[tuple[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -32,14 +40,15 @@ class Optimum:
     Intervals are of 95 %; None if not asked for, or if the law has no run to spare to tell the noise by.
 
     Attributes:
-        mu, sigma: its moments, in `space`.
+        mu, sigma: its moments, in `space`; of two columns pairs, and so are `random_mu`, `random_sigma` and the
+            intervals of mu and sigma.
         space: `"linear"` (of the score) or `"log"` (of its logarithm, nats).
-        column: the score column.
+        column: the score column, or both.
         num_tokens: the budget D.
         loss: predicted held-out loss, nats per token.
         kind: `"interior"`: a minimum of the law itself; `"boundary"`: on the edge of what is attainable, trusted and
             allowed, the law falls further beyond it; `"saddle"`: on the edge too, and the law's stationary point
-            inside is a saddle.
+            inside is a saddle (not told of two columns).
         random_mu, random_sigma, random_loss: the same for a random subset, which has the corpus's moments.
         gain: `random_loss - loss`, nats per token.
         gain_interval: `(low, high)` of the gain at this (mu, sigma).
@@ -52,7 +61,8 @@ class Optimum:
         gain_probability: that the law's gain is above 0.
         random_trusted: whether the probes cover a random subset's moments. If not, `random_loss` and every gain over
             it are extrapolated, and no interval accounts for that: see `verdict`. True for a law without features.
-        mu_interval, sigma_interval: where the best mu and sigma move when the law's parameters do.
+        mu_interval, sigma_interval: where the best mu and sigma move when the law's parameters do; of two columns
+            looked for among some thousand tilts, and None for a sigma that the law leaves free.
         random_tokens: training tokens that a random subset would need for this loss; None: no number of them.
         random_tokens_interval: `(low, high)` of it; None for a bound without end.
         random_never: why no number of them will do, in words, or None.
@@ -60,15 +70,15 @@ class Optimum:
         max_general_loss: the bound on it, if one was given.
     """
 
-    mu: float
-    sigma: float
+    mu: Moment
+    sigma: Moment
     space: Literal["linear", "log"]
-    column: str
+    column: Column
     num_tokens: float
     loss: float
     kind: Kind
-    random_mu: float
-    random_sigma: float
+    random_mu: Moment
+    random_sigma: Moment
     random_loss: float
     gain: float
     gain_interval: tuple[float, float] | None
@@ -78,8 +88,8 @@ class Optimum:
     measured_gain_interval: tuple[float, float] | None = None
     gain_probability: float | None = None
     random_trusted: bool = True
-    mu_interval: tuple[float, float] | None = None
-    sigma_interval: tuple[float, float] | None = None
+    mu_interval: Interval | None = None
+    sigma_interval: Interval | None = None
     random_tokens: float | None = None
     random_tokens_interval: tuple[float | None, float | None] | None = None
     random_never: str | None = None
@@ -97,11 +107,12 @@ class Optimum:
         return "beyond the noise: one run of each should show it"
 
     def __str__(self) -> str:
-        mu, sigma = ("mu", "sigma") if self.space == "linear" else ("m", "s")
+        if isinstance(self.column, str):
+            where = f" {self._place()}"
+        else:
+            where = "".join(f"\n  {name}: {self._place(name)}" for name in self.column)
         lines = [
-            f"best landscape ({self.kind}): {mu} {self.mu:.4g}{_between(self.mu_interval, '.4g')}, "
-            f"{sigma} {self.sigma:.4g}{_between(self.sigma_interval, '.4g')}; "
-            f"a random subset: {self.random_mu:.4g}, {self.random_sigma:.4g}",
+            f"best landscape ({self.kind}):{where}",
             f"predicted loss at {self.num_tokens:,.0f} tokens: {self.loss:.4f}{_between(self.loss_interval, '.4f')}; "
             f"random {self.random_loss:.4f}{'' if self.random_trusted else ', extrapolated'}",
         ]
@@ -127,6 +138,19 @@ class Optimum:
         if self.extrapolation > 4:
             lines.append(f"that is {self.extrapolation:,.0f} times the tokens of the longest probe: an extrapolation")
         return "\n".join(lines)
+
+    def _place(self, name: str | None = None) -> str:
+        """The moments in words, of one of two columns if it is named."""
+
+        def of(pair: Any) -> Any:
+            return pair if name is None or pair is None else pair[self.column.index(name)]
+
+        mu, sigma = ("mu", "sigma") if self.space == "linear" else ("m", "s")
+        return (
+            f"{mu} {of(self.mu):.4g}{_between(of(self.mu_interval), '.4g')}, "
+            f"{sigma} {of(self.sigma):.4g}{_between(of(self.sigma_interval), '.4g')}; "
+            f"a random subset: {of(self.random_mu):.4g}, {of(self.random_sigma):.4g}"
+        )
 
 
 def general_points(points: Any) -> list[dict[str, Any]]:
@@ -154,7 +178,7 @@ def general_points(points: Any) -> list[dict[str, Any]]:
 
 def find_optimum(
     law: Law,
-    landscape: PerplexityLandscape,
+    landscape: PerplexityLandscape | JointLandscape,
     num_tokens: float,
     *,
     general_law: Law | None = None,
@@ -169,16 +193,19 @@ def find_optimum(
     clump of chunks at the other end, and no junk of the tails.
     A law without features (data_only) has nothing to choose: its optimum is a random subset.
 
+    A law of two columns is searched over tilts of the corpus without outliers, where each column's moments are in the
+    hull of the probes' and their leverage together is at most a probe's. What it leaves free is as in the corpus.
+
     Args:
         law: a fitted law.
-        landscape: of the corpus to select from.
+        landscape: of the corpus to select from, in the law's column or columns.
         num_tokens: the budget.
         general_law: a law of the general loss in the same space, fitted to [`general_points`]; its prediction at the
             optimum is reported.
         max_general_loss: the forgetting that is allowed: predicted general loss, nats per token, at most. A base
             model's own plus some epsilon, say.
         intervals: False leaves them out, which is quick; `within_noise` then only compares with the residuals.
-        seed: of the plausible parameters behind the intervals.
+        seed: of the plausible parameters behind the intervals, and of where a search over tilts starts.
 
     Raises:
         ValueError: the landscape is of another model or score column, the corpus is smaller than the budget, the
@@ -188,20 +215,27 @@ def find_optimum(
     for each in (law, *([] if general_law is None else [general_law])):
         check_same_scores(each, landscape)
     bound = _bound(law, general_law, max_general_loss, num_tokens)
-    attainable = landscape.attainable_region(num_tokens, law.space)
+    check_size(landscape, num_tokens)
     random = landscape.moments(law.space)
     laws = (law,) if bound is None else (law, bound.law)
-    if not LAW_FORMS[law.form].terms(law.space):
-        (mu, sigma), kind, region = random, "interior", None
+    candidates, free_sigma = None, None
+    if not law.terms:
+        (mu, sigma), kind = random, "interior"
         if bound is not None and bound.excess(*random) > 0:
             raise ValueError(
                 f"a law of form {law.form!r} has nothing to choose, and a random subset's general loss is predicted "
                 f"to be {bound.law.predict(*random, num_tokens):.4f}, above {bound.max_loss:.4f}."
             )
-    else:
-        region = SearchRegion.of(attainable, *map(trusted_region, laws))
+    elif isinstance(law.column, str):
+        region = SearchRegion.of(landscape.attainable_region(num_tokens, law.space), *map(trusted_region, laws))
         free_sigma = free_sigma_of(law, landscape, num_tokens)
         mu, sigma, kind = search(law, region, free_sigma, bound)
+    else:
+        coarse = landscape.at_most(_CELLS)
+        core = coarse.cells(law.space, outliers=False)
+        core = core if core.tokens.sum() > num_tokens else coarse.cells(law.space)
+        mu, sigma, kind, candidates = search_tilts(law, core, num_tokens, [*map(trusted_region, laws)], bound, seed)
+        mu, sigma = tuple(mu.tolist()), tuple(sigma.tolist())
 
     with np.errstate(over="ignore"):  # random may lie absurdly far from the probes
         loss, random_loss = map(finite, law.predict([mu, random[0]], [sigma, random[1]], num_tokens))
@@ -210,12 +244,13 @@ def find_optimum(
     known: dict[str, Any] = {"gain_interval": None}
     if intervals and check_intervals(law) is None:
         known = gain_intervals(law, (mu, sigma), random, num_tokens, seed)
-        if region is not None:
-            known |= place_intervals(law, region, (mu, sigma), free_sigma, bound, seed)
+        if law.terms:
+            candidates = candidates or places(region, free_sigma, bound)
+            known |= place_intervals(law, candidates, (mu, sigma), seed)
     unsure = intervals and (known["gain_interval"] is None or known["measured_gain_interval"][0] <= 0)
     return Optimum(
-        mu=float(mu),
-        sigma=float(sigma),
+        mu=mu,
+        sigma=sigma,
         space=law.space,
         column=law.column,
         num_tokens=num_tokens,
@@ -227,7 +262,7 @@ def find_optimum(
         gain=gain,
         within_noise=bool(unsure or gain <= 0 or gain < law.residual_std),
         extrapolation=float(num_tokens / law.num_tokens_range[1]),
-        random_trusted=region is None or trusted_region(law).contains(*random),
+        random_trusted=not law.terms or trusted_region(law).contains(*random),
         random_tokens=random_tokens if np.isfinite(random_tokens) else None,
         random_never=None if np.isfinite(random_tokens) else why_never(law, loss) or "the number has no end",
         general_loss=None if general_law is None else float(general_law.predict(mu, sigma, num_tokens)),
@@ -237,12 +272,12 @@ def find_optimum(
     )
 
 
-def check_same_scores(law: Law, landscape: PerplexityLandscape) -> None:
-    """ValueError if the landscape is of another score column, or of another model's scores."""
+def check_same_scores(law: Law, landscape: PerplexityLandscape | JointLandscape) -> None:
+    """ValueError if the landscape is of other score columns (or in another order), or of another model's scores."""
     if law.column != landscape.column:
         raise ValueError(
-            f"the law is about {law.column}, the landscape is of {landscape.column}; they do not mix. Take the "
-            f"landscape of column {law.column!r}, or fit a law to the moments of {landscape.column!r}."
+            f"the law is about {in_words(law.column)}, the landscape is of {in_words(landscape.column)}; they do not "
+            f"mix. Take the landscape of column {law.column!r}, or fit a law to the moments of {landscape.column!r}."
         )
     if law.model and landscape.model and law.model != landscape.model:
         raise ValueError(

@@ -21,7 +21,7 @@ def finite(x: Any) -> float:
 
 
 def gain_intervals(
-    law: Law, best: tuple[float, float], random: tuple[float, float], num_tokens: float, seed: int
+    law: Law, best: tuple[Any, Any], random: tuple[Any, Any], num_tokens: float, seed: int
 ) -> dict[str, Any]:
     """The fields of an `Optimum` that say how sure its loss and gain are. `best` and `random` are (mu, sigma)."""
     draws = parameter_draws(law, seed=seed)
@@ -44,15 +44,12 @@ def gain_intervals(
     }
 
 
-def place_intervals(
-    law: Law,
+def places(
     region: SearchRegion,
-    best: tuple[float, float],
     free_sigma: FreeSigma | None,
     bound: ForgettingBound | None,
-    seed: int,
-) -> dict[str, Any]:
-    """Where the best (mu, sigma) of many plausible laws lie, on a grid; the bound is the general law's own."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The (mu, sigma) of one column at which the best of a plausible law may lie, on a grid."""
     mu, sigma = region.grid(161, 33, free_sigma if bound is None else None)
     if bound is not None:
         allowed = bound.excess(mu, sigma) <= 0
@@ -61,9 +58,24 @@ def place_intervals(
             order = np.lexsort((np.abs(sigma - free_sigma(mu)), mu))
             first = np.unique(mu[order], return_index=True)[1]
             mu, sigma = mu[order][first], sigma[order][first]
+    return mu, sigma
+
+
+def place_intervals(
+    law: Law, candidates: tuple[np.ndarray, np.ndarray], best: tuple[Any, Any], seed: int
+) -> dict[str, Any]:
+    """Where the best (mu, sigma) of many plausible laws lie among candidates; the bound is the general law's own.
+
+    Of two columns each interval is one per column, and there is none of a sigma that the law leaves free.
+    """
     theta = parameter_draws(law, seed=seed).theta[:NUM_OPTIMA]
-    least = (law.design_matrix(mu, sigma, 1.0) @ theta.T).argmin(0)
-    return {"mu_interval": _around(best[0], mu[least]), "sigma_interval": _around(best[1], sigma[least])}
+    least = (law.design_matrix(*candidates, 1.0) @ theta.T).argmin(0)
+    found = dict(zip(("mu_interval", "sigma_interval"), zip(best, (values[least] for values in candidates))))
+    if isinstance(law.column, str):
+        return {name: _around(value, values) for name, (value, values) in found.items()}
+    if not any(term.needs_sigma for term in law.terms):
+        del found["sigma_interval"]
+    return {name: tuple(map(_around, value, values.T)) for name, (value, values) in found.items()}
 
 
 def _around(value: float, values: np.ndarray) -> tuple[float, float]:

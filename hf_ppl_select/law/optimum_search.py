@@ -1,20 +1,34 @@
-"""The search for a law's least loss over a region of (mu, sigma): grids, finer and finer; and what it found there."""
+"""The search for a law's least loss, and what it found there.
+
+Of one column it is over a region of (mu, sigma), on grids, finer and finer. Of two it is over tilts: from the best of
+a cloud of them downhill.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+from scipy.optimize import minimize
 
+from ..landscape.cells import Cells
 from ..landscape.landscape import PerplexityLandscape
-from ..landscape.maxent import leaning
-from .forms import LAW_FORMS, Law
-from .trust import SearchRegion
+from ..landscape.maxent import leaning, tilted
+from ..landscape.scores import digits, in_words
+from .forms import Law
+from .trust import JointlyTrusted, SearchRegion, TrustedRegion
 
 Kind = Literal["interior", "boundary", "saddle"]
 FreeSigma = Callable[[np.ndarray], np.ndarray]
+Slack = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+_CLOUD, _STARTS = 1000, 6  # tilts of a cloud; good ones far from each other, from which the search goes on
+_STEEPEST = 30.0  # of lambda: w falls from 1 to 0 over some hundredths of sigma
+_EQUAL = 1e-6  # nats: of losses that differ by less the least tilt is taken
+_STEP = 1e-4  # of lambda, for slopes
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ def free_sigma_of(law: Law, landscape: PerplexityLandscape, num_tokens: float) -
     It is the spread of the plainest subset with that mean, one that only leans to lower or to higher scores, of
     the chunks without outliers; but no more than the corpus's bulk has, judged by its quartiles.
     """
-    if any(term.needs_sigma for term in LAW_FORMS[law.form].terms(law.space)):
+    if any(term.needs_sigma for term in law.terms):
         return None
     quartiles = landscape.quantile([0.25, 0.75])
     first, third = np.log(quartiles) if law.space == "log" else quartiles
@@ -137,3 +151,138 @@ def _has_saddle(height: Callable[[Any, Any], np.ndarray], region: SearchRegion) 
     i, j = np.nonzero(turns & ((xx * yy - xy**2) < 0)[:-1, :-1])
     low, high = region.sigma_bounds(mean(x[i]))
     return bool(np.any((low <= np.exp(y[j])) & (np.exp(y[j]) <= high)))
+
+
+class _Tilts:
+    """What tilts of a corpus keep, the losses a law predicts for it, and how far inside of all limits it is."""
+
+    def __init__(self, law: Law, cells: Cells, num_tokens: float, limits: Sequence[Slack]) -> None:
+        self.law, self.cells, self.num_tokens, self.limits = law, cells, num_tokens, limits
+        self.num_lambdas = 2 * cells.mean.shape[1]
+        self._near = lru_cache(maxsize=1)(self._slopes)
+
+    def moments(self, lambdas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(mu, sigma) as the law takes them, of `[n, k]`."""
+        mu, sigma = tilted(self.cells, lambdas, self.num_tokens)
+        sigma = np.maximum(sigma, 1e-9)  # laws take logarithms
+        return (mu[:, 0], sigma[:, 0]) if isinstance(self.law.column, str) else (mu, sigma)
+
+    def look(self, lambdas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Losses `[n]`, and slack to each limit `[n, limits]`, 0 or more inside."""
+        mu, sigma = self.moments(lambdas)
+        with np.errstate(over="ignore"):  # far outside
+            loss = np.minimum(self.law.predict(mu, sigma, self.num_tokens), 1e6)
+            return loss, np.concatenate([limit(mu, sigma) for limit in self.limits], axis=1)
+
+    def _slopes(self, point: bytes) -> tuple[np.ndarray, ...]:
+        """Of one tilt: loss, slack, and their slopes in lambda."""
+        lambdas, steps = np.frombuffer(point), _STEP * np.eye(self.num_lambdas)
+        loss, slack = self.look(np.concatenate([lambdas[None], lambdas + steps, lambdas - steps]))
+        up, down = slice(1, 1 + len(steps)), slice(1 + len(steps), None)
+        return loss[0], slack[0], *(((v[up] - v[down]) / (2 * _STEP)).T for v in (loss, slack))
+
+    def descend(self, start: np.ndarray, most: float | None = None) -> np.ndarray:
+        """Lambda of the least loss that a path from `start` leads to; or the least lambda of loss up to `most`."""
+
+        def near(x: np.ndarray) -> tuple[np.ndarray, ...]:
+            return self._near(x.tobytes())
+
+        edges = [{"type": "ineq", "fun": lambda x: near(x)[1], "jac": lambda x: near(x)[3]}]
+        if most is not None:
+            fun = {"fun": lambda x: 1e3 * (most - near(x)[0]), "jac": lambda x: -1e3 * near(x)[2]}
+            edges.append({"type": "ineq", **fun})
+        return minimize(
+            (lambda x: (100 * near(x)[0], 100 * near(x)[2])) if most is None else (lambda x: (x @ x, 2 * x)),
+            start,
+            jac=True,
+            bounds=[(-_STEEPEST, _STEEPEST)] * self.num_lambdas,
+            constraints=edges,
+            method="SLSQP",
+            options={"maxiter": 100, "ftol": 1e-8},
+        ).x
+
+
+def _why_nothing_is_allowed(
+    law: Law, nearest: tuple[np.ndarray, np.ndarray], bound: ForgettingBound | None, trusted: Sequence[Any]
+) -> str:
+    """`nearest` is the (mu, sigma) `[1, ...]` of the tilt that is least far outside."""
+    (mu,), (sigma,) = nearest
+    at = f"mu {digits(mu)}, sigma {digits(sigma)} ({law.space} space)"
+    if bound is not None and all(region.contains(mu, sigma, 1e-3) for region in trusted):
+        return (
+            f"no landscape that is attainable and that the probes cover keeps the general loss at "
+            f"{bound.max_loss:.4f} nats per token or less after {bound.num_tokens:,.0f} tokens: the least that was "
+            f"found is {bound.max_loss + bound.excess(mu, sigma):.4f}, at {at}. Allow that much, or train on fewer "
+            "tokens."
+        )
+    return (
+        f"subsets of this size have no moments of {in_words(law.column)} that the probes cover; the nearest to them "
+        f"that was found has {at}. Measure probes on this corpus, or change num_tokens."
+    )
+
+
+def search_tilts(
+    law: Law,
+    cells: Cells,
+    num_tokens: float,
+    trusted: Sequence[TrustedRegion | JointlyTrusted],
+    bound: ForgettingBound | None = None,
+    seed: int = 0,
+) -> tuple[Any, Any, Kind, tuple[np.ndarray, np.ndarray]]:
+    """The (mu, sigma) of least loss that tilts of a corpus keep, for one column or two.
+
+    Good ones of a cloud of tilts, apart from each other, are where sequential quadratic programming over lambda
+    starts. Of losses equal to 1e-6 nats the least |lambda| is taken: what a law leaves free stays as the corpus has
+    it.
+
+    Args:
+        law: whose loss.
+        cells: of the corpus without outliers, some hundreds to thousands.
+        num_tokens: the budget, less than they have.
+        trusted: regions in which to stay.
+        bound: on the general loss.
+        seed: of the cloud.
+
+    Returns:
+        mu, sigma (floats, or `(2,)`), interior or boundary, and `(mu, sigma)` `[n, ...]` of tilts around that are
+        allowed.
+
+    Raises:
+        ValueError: no tilt is trusted, or none that is keeps the bound.
+    """
+    limits = [region.slack for region in trusted]
+    if bound is not None:
+        limits.append(lambda mu, sigma: -bound.excess(mu, sigma)[:, None])
+    tilts, rng = _Tilts(law, cells, num_tokens, limits), np.random.default_rng([seed, 3])
+    cloud = rng.standard_normal((_CLOUD, tilts.num_lambdas))
+    cloud *= np.sinh(np.arcsinh(_STEEPEST) * rng.random((_CLOUD, 1))) / np.linalg.norm(cloud, axis=1, keepdims=True)
+    cloud[0] = 0.0
+    loss, slack = tilts.look(cloud)
+    rank = np.where(slack.min(1) >= 0, loss, 1e9 - slack.min(1))
+    place = np.column_stack(tilts.moments(cloud))
+    place /= place[np.argsort(rank)[: max((rank < 1e9).sum(), _CLOUD // 10)]].std(0)
+    starts = []
+    for _ in range(_STARTS):
+        starts.append(cloud[rank.argmin()])
+        rank[np.linalg.norm(place - place[rank.argmin()], axis=1) < 1] = np.inf
+    ends = np.array(starts + [tilts.descend(start) for start in starts])
+    loss, slack = tilts.look(ends)
+    allowed = slack.min(1) >= -_EQUAL
+    if not allowed.any():
+        raise ValueError(_why_nothing_is_allowed(law, tilts.moments(ends[[slack.min(1).argmax()]]), bound, trusted))
+    best = np.where(allowed, loss, np.inf).argmin()
+    least, found = loss[best], ends[best]
+
+    mu, sigma = tilts.moments(found[None])
+    steps = 1e-3 * sigma * np.concatenate([np.eye(mu[0].size), -np.eye(mu[0].size)]).reshape(-1, *mu.shape[1:])
+    beside = np.concatenate([law.predict(mu + steps, sigma, num_tokens), law.predict(mu, sigma + steps, num_tokens)])
+    kind = "boundary" if beside.min() < least - _EQUAL else "interior"
+
+    flatter = tilts.descend(found, least + _EQUAL)
+    (loss,), (slack,) = tilts.look(flatter[None])
+    if slack.min() >= -_EQUAL and loss <= least + 2 * _EQUAL and flatter @ flatter < found @ found:
+        found = flatter
+    near = np.concatenate([cloud, found + cloud / 10])
+    allowed = tilts.look(near)[1].min(1) >= 0
+    mu, sigma = tilts.moments(np.concatenate([found[None], near[allowed]]))
+    return mu[0], sigma[0], kind, (mu, sigma)

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..data.saving import write_atomically
 from ..landscape.reach import log_name
+from ..landscape.scores import Column, names_of
 
 Space = Literal["linear", "log"]
 REQUIRED_FIELDS = ("run", "mu", "sigma", "num_tokens", "loss")
@@ -61,19 +62,24 @@ class LawPoints:
         """How errors call a row."""
         return f"law point {row} (run {str(self.run[row])!r}, {self.num_tokens[row]:g} tokens)"
 
-    def has_space(self, space: Space, column: str = "perplexity") -> bool:
+    def has_space(self, space: Space, column: Column = "perplexity") -> bool:
         """Whether every point carries the moments of `column` in `space`."""
         first = 0 if space == "linear" else 2
-        return column in self.scores and not np.isnan(self.scores[column][:, first : first + 2]).any()
+        return all(
+            name in self.scores and not np.isnan(self.scores[name][:, first : first + 2]).any()
+            for name in names_of(column)
+        )
 
-    def moments(self, space: Space, column: str = "perplexity") -> tuple[np.ndarray, np.ndarray]:
-        """`(mu, sigma)`, each `(n,)`, of a score (`"linear"`) or of its logarithm in nats (`"log"`).
+    def moments(self, space: Space, column: Column = "perplexity") -> tuple[np.ndarray, np.ndarray]:
+        """`(mu, sigma)` of a score (`"linear"`) or of its logarithm in nats (`"log"`): each `(n,)`, of two `(n, 2)`.
 
         Raises:
             ValueError: no point has that column, or some lack its moments in that space.
         """
         if space not in ("linear", "log"):
             raise ValueError(f"space must be 'linear' or 'log', got {space!r}.")
+        if not isinstance(column, str):
+            return tuple(np.stack(both, axis=-1) for both in zip(*(self.moments(space, name) for name in column)))
         if column not in self.scores:
             raise ValueError(f"the law points have no moments of {column!r}, they have {', '.join(self.scores)}.")
         for k in (0, 1) if space == "linear" else (2, 3):
@@ -153,7 +159,7 @@ def read_law_points(points: Any) -> LawPoints:
 
 
 def moment_field(moment: str, column: str) -> str:
-    """What a law point calls one of [`MOMENTS`] of a score column."""
+    """What a law point calls one of [`MOMENTS`] of one score column."""
     return moment if column == "perplexity" else f"{moment}_{column}"
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..data.saving import load_json, save_json
+from ..landscape.joint import JointLandscape
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.reach import log_name
+from ..landscape.scores import Column, as_column, in_words, names_of
 from .comparison import compare_scaling_laws
-from .forms import LAW_FORMS, Space, law_form, marginal_gain, tokens_for
+from .forms import LawForm, Space, Term, law_form, marginal_gain, tokens_for
 from .intervals import check_intervals, gain_interval, loss_interval, param_intervals
 from .optimum import Optimum, find_optimum
 from .points import LawPoints, read_law_points
@@ -55,7 +57,7 @@ class ScalingLaw:
     """A fitted law. Make it with [`fit_scaling_law`] or [`ScalingLaw.load`].
 
     Attributes:
-        form: a name in [`LAW_FORMS`].
+        form: a name in `LAW_FORMS`.
         space: whether `mu` and `sigma` are moments of the score (`"linear"`) or of its logarithm in nats (`"log"`).
         params: by name: `E` (the floor), `Dc` (scale), `aD` (exponent of D), and the form's own; see `units`.
         report: how the fit went.
@@ -64,7 +66,8 @@ class ScalingLaw:
         model: the model the scores come from, if told.
         model_revision: its commit, or the hash of a local folder's weights, if told.
         corpus: which corpus the probes were drawn from (an id, a fingerprint), if told.
-        column: the score column that it is about; landscapes of another one are refused.
+        column: the score column that it is about; landscapes of another one are refused. Of two, `(first, second)`,
+            each `mu` and `sigma` is a pair `(..., 2)` in that order, and parameters are named `a0_first` and so on.
     """
 
     form: str
@@ -75,13 +78,22 @@ class ScalingLaw:
     model: str | None = None
     model_revision: str | None = None
     corpus: str | None = None
-    column: str = "perplexity"
+    column: Column = "perplexity"
+
+    @property
+    def _form(self) -> LawForm:
+        return law_form(self.form, self.space, self.column)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """Its features of the landscape, each with its parameter."""
+        return self._form.terms(self.space)
 
     @property
     def units(self) -> dict[str, str]:
         """The unit of each parameter; the loss is in nats per token, D in tokens."""
-        units = LAW_FORMS[self.form].units(self.space)
-        return {name: unit.replace("score", self.column) for name, unit in units.items()}
+        units = self._form.units(self.space)
+        return {name: unit.replace("score", in_words(self.column)) for name, unit in units.items()}
 
     @property
     def residual_std(self) -> float:
@@ -100,7 +112,7 @@ class ScalingLaw:
     @property
     def theta(self) -> np.ndarray:
         """The coefficients of the design matrix: `(ln Dc, aD, ...)`."""
-        _, Dc, *rest = (self.params[name] for name in LAW_FORMS[self.form].param_names(self.space))
+        _, Dc, *rest = (self.params[name] for name in self._form.param_names(self.space))
         return np.array([math.log(Dc), *rest])
 
     def design_matrix(self, mu: Any, sigma: Any, num_tokens: Any) -> np.ndarray:
@@ -108,23 +120,28 @@ class ScalingLaw:
 
         Raises:
             ValueError: num_tokens is not positive, mu is not where it is a mean of scores or of perplexity's nll, or
-                sigma is not and the form needs ln(sigma).
+                sigma is not and the form needs ln(sigma); or of two columns they are not `(..., 2)`.
         """
-        form = LAW_FORMS[self.form]
+        names, shapes = names_of(self.column), (np.shape(mu), np.shape(sigma))
+        if len(names) == 2 and not all(shape[-1:] == (2,) for shape in shapes):
+            raise ValueError(f"mu and sigma of {in_words(self.column)} are (..., 2), got {shapes[0]} and {shapes[1]}.")
         positive = [("num_tokens", num_tokens)]
-        if self.space == "linear" or self.column == "perplexity":
+        if self.space == "linear" or names == ("perplexity",):
             positive.append(("mu", mu))
-        if any(term.needs_sigma for term in form.terms(self.space)):
+        elif "perplexity" in names:
+            positive.append(("mu of perplexity", np.asarray(mu)[..., names.index("perplexity")]))
+        if any(term.needs_sigma for term in self.terms):
             positive.append(("sigma", sigma))
         for name, value in positive:
             if not np.all(np.asarray(value, dtype=float) > 0):
                 raise ValueError(f"{name} must be positive, got {value}.")
-        return form.design_matrix(self.space, mu, sigma, num_tokens)
+        return self._form.design_matrix(self.space, mu, sigma, num_tokens)
 
     def predict(self, mu: Any, sigma: Any, num_tokens: Any) -> Any:
         """Predicted held-out loss, nats per token, after training on `num_tokens` tokens of a landscape `(mu, sigma)`.
 
-        Numbers or arrays, which broadcast; `mu` and `sigma` are in this law's `space`.
+        Numbers or arrays, which broadcast; `mu` and `sigma` are in this law's `space`. Of two columns they are
+        `(..., 2)` and num_tokens `(...)`, and so is what is returned.
         """
         loss = self.params["E"] + np.exp(self.design_matrix(mu, sigma, num_tokens) @ self.theta)
         return float(loss) if np.ndim(loss) == 0 else loss
@@ -162,7 +179,7 @@ class ScalingLaw:
         """How well this form predicts what it was not fitted to: its row of [`compare_scaling_laws`]."""
         return compare_scaling_laws(self.points, form=self.form, space=self.space, column=self.column)[0]
 
-    def optimum(self, landscape: PerplexityLandscape, num_tokens: float, **options: Any) -> Optimum:
+    def optimum(self, landscape: PerplexityLandscape | JointLandscape, num_tokens: float, **options: Any) -> Optimum:
         """The (mu, sigma) that this law predicts to be best for a corpus and a budget. See [`find_optimum`]."""
         return find_optimum(self, landscape, num_tokens, **options)
 
@@ -180,7 +197,8 @@ class ScalingLaw:
         """
         if missing := [name for name in ("form", "space", "params", "report", "points") if name not in d]:
             raise ValueError(f"the law lacks {', '.join(missing)}; save it again with ScalingLaw.save.")
-        names = law_form(d["form"], d["space"]).param_names(d["space"])
+        column = as_column(d.get("column", "perplexity"))
+        names = law_form(d["form"], d["space"], column).param_names(d["space"])
         if set(d["params"]) != set(names):
             raise ValueError(f"the law has parameters {sorted(d['params'])}, form {d['form']!r} has {sorted(names)}.")
         for name, value in d["params"].items():
@@ -189,7 +207,7 @@ class ScalingLaw:
         if set(d["report"]) != {field.name for field in fields(FitReport)}:
             raise ValueError(f"the law's report has {sorted(d['report'])}; save it again with ScalingLaw.save.")
         params = {name: d["params"][name] for name in names}
-        origin = (d.get("model_revision"), d.get("corpus"), d.get("column", "perplexity"))
+        origin = (d.get("model_revision"), d.get("corpus"), column)
         points = read_law_points(d["points"])
         return cls(d["form"], d["space"], params, FitReport(**d["report"]), points, d.get("model"), *origin)
 
@@ -228,12 +246,12 @@ class ScalingLaw:
         )
 
     def __str__(self) -> str:
-        form, r = LAW_FORMS[self.form], self.report
+        r, logs = self.report, map(log_name, names_of(self.column))
         exponent = f"{math.log(self.params['Dc']):.4g} {-self.params['aD']:+.4g}*ln(D)"
-        exponent += "".join(f" {-self.params[term.param]:+.4g}*{term.label}" for term in form.terms(self.space))
+        exponent += "".join(f" {-self.params[term.param]:+.4g}*{term.label}" for term in self.terms)
         where = {
             "linear": f"mu, sigma: mean and standard deviation of {self.column}",
-            "log": f"m, s: mean and standard deviation of {log_name(self.column)}, in nats",
+            "log": f"m, s: mean and standard deviation of {' and of '.join(logs)}, in nats",
         }
         low, high = self.num_tokens_range
         lines = [

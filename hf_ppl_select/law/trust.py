@@ -10,6 +10,7 @@ import numpy as np
 from scipy.spatial import ConvexHull
 
 from ..landscape.reach import AttainableRegion
+from ..landscape.scores import names_of
 from .forms import Law
 from .points import Space
 
@@ -44,10 +45,52 @@ class TrustedRegion:
         inside = (sigma >= low - tolerance * sigma) & (sigma <= high + tolerance * sigma)
         return bool(inside) if np.ndim(inside) == 0 else inside
 
+    def slack(self, mu: Any, sigma: Any) -> np.ndarray:
+        """How far inside of each edge `(..., n)`, as a share of sigma; below 0 outside."""
+        mu, sigma = (np.asarray(v, dtype=float)[..., None] for v in (mu, sigma))
+        a, b, c = self.half_planes.T
+        return -(a * mu + b * sigma + c) / sigma
 
-def trusted_region(law: Law) -> TrustedRegion:
+
+@dataclass(frozen=True, eq=False)
+class JointlyTrusted:
+    """Where a law of two columns interpolates its probes: in each column's hull, and with them taken together.
+
+    Together the leverage of (mu, sigma), x (X'X)^-1 x' for the law's features x of the landscape and X of its points,
+    is at most the largest of the points' own (Cook's hull). Moments are `(..., 2)`.
+    """
+
+    law: Law
+    hulls: tuple[TrustedRegion, ...]
+
+    def leverage(self, mu: Any, sigma: Any) -> np.ndarray:
+        """`(...)`, as a share of the largest of the law's points."""
+
+        def features(mu: Any, sigma: Any) -> np.ndarray:
+            return np.delete(self.law.design_matrix(mu, sigma, 1.0), 1, axis=-1)
+
+        X = features(*self.law.points.moments(self.law.space, self.law.column))
+        Q, R = np.linalg.qr(X)
+        x = features(mu, sigma)
+        own = np.linalg.solve(R.T, x.reshape(-1, x.shape[-1]).T)
+        return (own**2).sum(0).reshape(x.shape[:-1]) / (Q**2).sum(1).max()
+
+    def slack(self, mu: Any, sigma: Any) -> np.ndarray:
+        """How far inside of each edge `(..., n)`: of the hulls as a share of sigma, of 1 the root of the leverage."""
+        mu, sigma = np.asarray(mu, dtype=float), np.asarray(sigma, dtype=float)
+        inside = [hull.slack(mu[..., c], sigma[..., c]) for c, hull in enumerate(self.hulls)]
+        return np.concatenate([*inside, 1 - np.sqrt(self.leverage(mu, sigma))[..., None]], axis=-1)
+
+    def contains(self, mu: Any, sigma: Any, tolerance: float = 1e-6) -> Any:
+        """Whether inside `(...)`, within `tolerance` of [`slack`]."""
+        inside = self.slack(mu, sigma).min(-1) >= -tolerance
+        return bool(inside) if np.ndim(inside) == 0 else inside
+
+
+def trusted_region(law: Law) -> TrustedRegion | JointlyTrusted:
     """Where `law` interpolates its probes rather than extrapolates them."""
-    return hull_of_probes(*law.points.moments(law.space, law.column), law.space)
+    hulls = [hull_of_probes(*law.points.moments(law.space, name), law.space) for name in names_of(law.column)]
+    return hulls[0] if isinstance(law.column, str) else JointlyTrusted(law, tuple(hulls))
 
 
 def hull_of_probes(mu: np.ndarray, sigma: np.ndarray, space: Space) -> TrustedRegion:

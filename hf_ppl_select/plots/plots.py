@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..landscape.landscape import PerplexityLandscape
+from ..landscape.scores import check_one_column
 from ..law.intervals import check_intervals, gain_interval, loss_interval
 from ..law.optimum import Optimum
 from ..law.points import LawPoints, read_law_points
@@ -59,6 +60,7 @@ def plot_landscape(
         ImportError: matplotlib is not installed.
         ValueError: `path` does not end in .png, or corpus and subset are of different models or score columns.
     """
+    check_one_column(landscape.column, "plot_landscape")
     if subset is not None:
         check_same_model("the corpus", landscape.model, "the subset", subset.model)
         if landscape.column != subset.column:
@@ -160,6 +162,7 @@ def plot_predicted_against_measured(law: ScalingLaw, points: Any = None, *, path
         ImportError: matplotlib is not installed.
         ValueError: `path` does not end in .png, or the points are bad or lack the moments of the law's space.
     """
+    check_one_column(law.column, "plot_predicted_against_measured")
     points = law.points if points is None else read_law_points(points)
     mu, sigma = points.moments(law.space, law.column)
     predicted, held_out = _predict_held_out(law, points)
@@ -246,6 +249,7 @@ def plot_loss_against_tokens(
         ImportError: matplotlib is not installed.
         ValueError: `path` does not end in .png, an impossible range, or no budget in it has an optimum.
     """
+    check_one_column(law.column, "plot_loss_against_tokens")
     first, last = num_tokens_range
     if not 0 < first < last <= landscape.num_tokens:
         raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..landscape.landscape import AttainableRegion, PerplexityLandscape
 from ..landscape.reach import log_name
+from ..landscape.scores import check_one_column
 from ..law.optimum import Optimum, TrustedRegion, percent, trusted_region
 from ..law.scaling_law import ScalingLaw
 from .canvas import (
@@ -47,6 +48,7 @@ def plot_law_surface(
         ImportError: matplotlib is not installed.
         ValueError: `path` does not end in .png, or optimum, law, landscape and budget do not belong together.
     """
+    check_one_column(law.column, "plot_law_surface")
     num_tokens = optimum.num_tokens if num_tokens is None else num_tokens
     if optimum.space != law.space or optimum.num_tokens != num_tokens:
         raise ValueError(

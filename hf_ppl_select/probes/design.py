@@ -17,6 +17,7 @@ from ..landscape.cells import Cells
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.maxent import leaning, solve, tilted
 from ..landscape.reach import FAR_OFF, Space, check_budget, check_space
+from ..landscape.scores import check_one_column
 from ..law.points import score_moments
 
 _NARROWEST = 0.25  # of the widest spread at the same mean: narrower subsets are nearly one value
@@ -72,6 +73,7 @@ def design_probes(
     Raises:
         ValueError: num_runs below 1, a budget that is not positive or above the corpus, too few chunks to vary.
     """
+    check_one_column(landscape.column, "design_probes")
     check_space(space)
     if num_runs < 1:
         raise ValueError(f"num_runs={num_runs}; at least 1 probe is needed, and about 8 to fit a law.")

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.reach import Space
-from ..law.forms import LAW_FORMS
+from ..landscape.scores import check_one_column
 from ..law.intervals import parameter_draws
 from ..law.optimum import check_same_scores
 from ..law.optimum_search import free_sigma_of
@@ -155,6 +155,8 @@ def _plan(
     space: Space,
     seed: int,
 ) -> ProbePlan:
+    for scored in (landscape, law or landscape):
+        check_one_column(scored.column, "a plan of probes")
     if not (math.isfinite(total_tokens) and total_tokens > 0) or num_runs < 1:
         raise ValueError(f"cannot plan {num_runs} runs for {total_tokens} tokens; both must be positive.")
     per_run = min(total_tokens / num_runs, MAX_SHARE * landscape.num_tokens)
@@ -199,7 +201,7 @@ def expected_precision(
         ValueError: the form needs more runs, or more rungs, or has no landscape in it; the law cannot tell its noise;
             or the probes cover nothing that subsets of this size can reach.
     """
-    terms = LAW_FORMS[law.form].terms(law.space)
+    terms = law.terms
     if not terms:
         raise ValueError(f"a law of form {law.form!r} has no optimum, so there is no precision to expect of it.")
     check_same_scores(law, landscape)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..landscape.joint import JointLandscape
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.reach import check_budget
+from ..landscape.scores import Column, check_one_column, in_words, names_of
 from .duplicates import NEAR_THRESHOLD, Deduplicate, check_deduplicate, find_duplicates
 
 
@@ -20,17 +22,18 @@ class Candidates:
 
     Attributes:
         rows: their positions in the dataset, rising, int64 `[n]`.
-        scores, tokens: of those rows, float64 `[n]`.
+        scores: of those rows, float64 `[n]`, of two columns `[n, 2]`.
+        tokens: of those rows, float64 `[n]`.
         landscape: of those rows.
         dropped: the other rows, counted by the first reason that applies.
         num_rows: of the dataset.
-        sha256: of the columns score and num_tokens of the whole dataset.
+        sha256: of the columns score (or both) and num_tokens of the whole dataset.
     """
 
     rows: np.ndarray
     scores: np.ndarray
     tokens: np.ndarray
-    landscape: PerplexityLandscape
+    landscape: PerplexityLandscape | JointLandscape
     dropped: dict[str, int]
     num_rows: int
     sha256: str
@@ -40,7 +43,7 @@ def find_candidates(
     dataset: Any,
     num_tokens: float,
     *,
-    column: str = "perplexity",
+    column: Column = "perplexity",
     num_tokens_column: str = "num_tokens",
     text_column: str = "text",
     min_score: float | None = None,
@@ -53,16 +56,20 @@ def find_candidates(
 
     Raises:
         KeyError, TypeError: see [`read_columns`].
-        ValueError: guards that leave nothing, or a budget that is not positive or above what there is.
+        ValueError: guards that leave nothing or come with two columns, or a budget that is not positive or above what
+            there is.
     """
     check_guards(min_score, max_score)
     check_deduplicate(deduplicate, near_threshold)
-    scores, tokens = read_columns(dataset, column, num_tokens_column)
-    digest = hash_columns(scores, tokens)
+    if min_score is not None or max_score is not None:
+        check_one_column(column, "a guard (min_score, max_score)")
+    *columns, tokens = read_columns(dataset, *names_of(column), num_tokens_column)
+    digest = hash_columns(*columns, tokens)
+    scores = columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
     landscape = PerplexityLandscape.from_values(scores, tokens, model=model, column=column)
     check_budget(num_tokens, landscape.num_tokens)
     dropped = {"no_score": landscape.num_skipped, "infinite_score": landscape.num_infinite}
-    inside = np.isfinite(scores) & (tokens > 0)
+    inside = np.isfinite(scores.T).reshape(-1, len(tokens)).all(axis=0) & (tokens > 0)
 
     def drop(reason: str, which: np.ndarray) -> None:
         nonlocal inside
@@ -75,7 +82,7 @@ def find_candidates(
         drop("above_max_score", scores > max_score)
     if not inside.any():
         raise ValueError(
-            f"No chunk has a {column} between min_score={min_score} and max_score={max_score}; "
+            f"No chunk has a {in_words(column)} between min_score={min_score} and max_score={max_score}; "
             f"they lie between {np.nanmin(scores):.4g} and {np.nanmax(scores):.4g}."
         )
     shortest = tokens[inside].min()

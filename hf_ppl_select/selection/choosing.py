@@ -12,7 +12,8 @@ from scipy.special import expit
 from ..landscape.cells import Cells
 from ..landscape.drawing import choose, until_full
 from ..landscape.maxent import Tilt, nearest, solve
-from ..landscape.reach import Space, out_of_reach
+from ..landscape.reach import Space
+from ..landscape.scores import Moment, digits
 from . import baselines
 from .candidates import Candidates
 from .groups import GroupBudgets, Groups, choose_in_groups, split_budget
@@ -55,8 +56,9 @@ class Choice:
         self.candidates, self.tokens, self.budget = candidates, candidates.tokens, budget
         self.space, self.strategy, self.seed, self.law, self.groups = space, strategy, seed, law, groups
         self.values = np.log(candidates.scores) if space == "log" else candidates.scores
+        self.columns = self.values.reshape(len(self.tokens), -1)  # [n, c]
         self.split: GroupBudgets | None = None
-        self._tilts: dict[tuple[float, float], Tilt] = {}
+        self._tilts: dict[Any, Tilt] = {}
         if groups is not None:
             limits = {"group_num_tokens": group_num_tokens, "min_group_tokens": min_group_tokens}
             self.split = split_budget(groups, self.tokens, budget, **limits)
@@ -67,43 +69,45 @@ class Choice:
 
     @cached_property
     def cells(self) -> Cells:
-        if self.groups is None:
+        if self.groups is None and self.values.ndim == 1:
             return self.candidates.landscape.cells(self.space)
-        return Cells.of_rows(self.values[:, None], self.tokens, self.groups.codes)
+        return Cells.of_rows(self.columns, self.tokens, None if self.groups is None else self.groups.codes)
 
-    def tilt(self, mu: float, sigma: float) -> Tilt:
+    def tilt(self, mu: Moment, sigma: Moment) -> Tilt:
         """The maximum-entropy selection with these moments."""
         if (mu, sigma) not in self._tilts:
-            self._tilts[mu, sigma] = solve(self.cells, (mu,), (sigma,), self.budgets)
+            self._tilts[mu, sigma] = solve(self.cells, mu, sigma, self.budgets)
         return self._tilts[mu, sigma]
 
-    def check(self, mu: float, sigma: float) -> None:
+    def check(self, mu: Moment, sigma: Moment) -> None:
         """ValueError if nothing that can be chosen has these moments."""
         if self.tilt(mu, sigma).reached:
             return
         landscape = self.candidates.landscape
-        if self.groups is None or not solve(landscape.cells(self.space), (mu,), (sigma,), [self.budget]).reached:
-            raise ValueError(out_of_reach(landscape.attainable_region(self.budget, self.space), mu, sigma))
+        if self.groups is None or not solve(landscape.cells(self.space), mu, sigma, [self.budget]).reached:
+            raise ValueError(landscape.out_of_reach(self.budget, self.space, mu, sigma))
         near_mu, near_sigma = self.bring_in_reach(mu, sigma)
         raise ValueError(
-            f"With these budgets of the groups no subset has mean {mu:.4g} and standard deviation {sigma:.4g} "
-            f"(space {self.space!r}), though without groups one has; near to it is mean {near_mu:.4g}, standard "
-            f"deviation {near_sigma:.4g}. Choose that, or other budgets."
+            f"With these budgets of the groups no subset has mean {digits(mu)} and standard deviation {digits(sigma)} "
+            f"(space {self.space!r}), though without groups one has; near to it is mean {digits(near_mu)}, standard "
+            f"deviation {digits(near_sigma)}. Choose that, or other budgets."
         )
 
-    def bring_in_reach(self, mu: float, sigma: float) -> tuple[float, float]:
+    def bring_in_reach(self, mu: Moment, sigma: Moment) -> tuple[Moment, Moment]:
         """The target, or one near to it that can be chosen."""
+        if self.values.ndim > 1:
+            return nearest(self.cells, mu, sigma, self.budgets)
         (mu,), (sigma,) = nearest(self.cells, (mu,), (sigma,), self.budgets)
         return mu, sigma
 
-    def choose(self, target: tuple[float, float] | None) -> tuple[np.ndarray, Tilt | None]:
+    def choose(self, target: tuple[Moment, Moment] | None) -> tuple[np.ndarray, Tilt | None]:
         """Positions among the candidates, rising; and the tilt behind "maxent"."""
         if self.budget >= self.tokens.sum():
             return np.arange(len(self.tokens)), None
         if self.strategy == "maxent":
             codes = None if self.groups is None else self.groups.codes
             rows, tilt = choose(
-                self.tilt(*target), self.values[:, None], self.tokens, self.budgets, self._fill, self.seed, codes
+                self.tilt(*target), self.columns, self.tokens, self.budgets, self._fill, self.seed, codes
             )
             return np.sort(rows), tilt
         if self.groups is None:
@@ -145,7 +149,7 @@ class Choice:
 
     def _group_targets(self, target: tuple[float, float]) -> list[tuple[float, float]]:
         """The moments each group has under the joint maximum-entropy selection: together they are the target."""
-        w = expit(self.tilt(*target).logit(self.values[:, None], self.groups.codes))
+        w = expit(self.tilt(*target).logit(self.columns, self.groups.codes))
         kept = np.maximum(self.groups.sum(w), 1e-300)
         mean = self.groups.sum(w * self.values) / kept
         spread = np.sqrt(self.groups.sum(w * (self.values - mean[self.groups.codes]) ** 2) / kept)

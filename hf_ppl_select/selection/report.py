@@ -14,6 +14,7 @@ import numpy as np
 from ..data.saving import load_json, save_json
 from ..landscape.maxent import Tilt
 from ..landscape.reach import Space, log_name
+from ..landscape.scores import Column, as_moment
 from ..version import __version__
 from .replay import align_columns
 
@@ -31,23 +32,25 @@ _ARRAYS = ("indices", "replay_indices", "is_replay")
 class Selection:
     """Which rows were chosen, why, and what was reached. `report()` is everything but the rows, JSON-able.
 
+    Of two score columns each moment, and lowest_score and highest_score, is a pair.
+
     Attributes:
         indices: chosen rows of the dataset in the order they come, int64 `[num_chunks]`; rising in order "dataset".
         strategy: how they were chosen.
         seed: the seed; all that is random depends on it.
         space: what mu and sigma of the target mean.
-        column: the score column.
+        column: the score column, or both.
         target: (mu, sigma) aimed at; None for random, low, high, middle.
         budget: tokens asked for, replay included.
         num_tokens: tokens chosen from the dataset: with the replay's at most the budget, and less than one chunk
             below it.
         num_chunks: rows chosen from the dataset.
         achieved: mu, sigma (of the score), log_mu, log_sigma (of its logarithm), lowest_score and highest_score of
-            the rows chosen from the dataset.
-        corpus: mu, sigma, log_mu, log_sigma, num_chunks, num_tokens of the rows that could be chosen.
+            the rows chosen from the dataset. Of two columns there is no mu and sigma.
+        corpus: mu, sigma, log_mu, log_sigma, num_chunks, num_tokens of the rows that could be chosen, likewise.
         dropped: rows that could not be chosen, counted by reason.
         regimes: for each decile of the scores that could be chosen: lowest and highest score, and chunks
-            and tokens chosen.
+            and tokens chosen; of two columns first those of one, then of the other, with the `column`'s name.
         groups: for each group its budget, what could be chosen and what was; None without groups.
         replay: share, num_chunks and num_tokens of the replay; None without.
         replay_indices: rows of the replay dataset, in the order they come, int64.
@@ -69,15 +72,15 @@ class Selection:
     strategy: str
     seed: int
     space: Space
-    column: str
-    target: tuple[float, float] | None
+    column: Column
+    target: tuple[Any, Any] | None
     budget: float
     num_tokens: int
     num_chunks: int
-    achieved: dict[str, float]
-    corpus: dict[str, float]
+    achieved: dict[str, Any]
+    corpus: dict[str, Any]
     dropped: dict[str, int]
-    regimes: list[dict[str, float]] = field(default_factory=list)
+    regimes: list[dict[str, Any]] = field(default_factory=list)
     groups: list[dict[str, Any]] | None = None
     replay: dict[str, float] | None = None
     replay_indices: np.ndarray | None = None
@@ -149,9 +152,6 @@ class Selection:
 
 def summarize(report: Mapping[str, Any]) -> str:
     """What was aimed at, what was reached and what the law predicts, in a few lines."""
-    names, unit = ("mu", "sigma"), report["column"]
-    if report["space"] == "log":
-        names, unit = ("log_mu", "log_sigma"), f"{log_name(report['column'])} (nats)"
     lines = [
         f"Selected {report['num_chunks']:,} of {report['corpus']['num_chunks']:,} chunks, {report['num_tokens']:,} of "
         f"{report['budget']:,} tokens asked for (strategy {report['strategy']}, seed {report['seed']})."
@@ -160,10 +160,10 @@ def summarize(report: Mapping[str, Any]) -> str:
         lines.append(f"Replay: {replay['num_chunks']:,} rows, {replay['num_tokens']:,} tokens, mixed in.")
     if dropped := [f"{number:,} {reason}" for reason, number in report["dropped"].items() if number]:
         lines.append(f"Not to choose from: {', '.join(dropped)}.")
-    lines.append(f"{unit + ':':<14}mean      standard deviation")
-    rows = {"corpus": [report["corpus"][n] for n in names], "target": report["target"]}
-    rows["subset"] = [report["achieved"][n] for n in names]
-    lines += [f"  {name:<12}{row[0]:<10.4g}{row[1]:.4g}" for name, row in rows.items() if row]
+    for name, rows in moment_rows(report).items():
+        unit = name if report["space"] == "linear" else f"{log_name(name)} (nats)"
+        lines.append(f"{unit + ': ':<14}mean      standard deviation")
+        lines += [f"  {what:<12}{mu:<10.4g}{sigma:.4g}" for what, (mu, sigma) in rows.items()]
     if report.get("projected"):
         lines.append("The law's optimum is on the edge of reach, or beyond; the target is the nearest inside.")
     for group in (report.get("groups") or [])[:20]:
@@ -176,6 +176,16 @@ def summarize(report: Mapping[str, Any]) -> str:
             f"Predicted loss {loss:.4f} nats per token; random subset {random:.4f}: gain {random - loss:.4f}."
         )
     return "\n".join(lines)
+
+
+def moment_rows(report: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """By column, of the corpus, the target (if there is one) and the subset: (mu, sigma) in the selection's space."""
+    names = ("mu", "sigma") if report["space"] == "linear" else ("log_mu", "log_sigma")
+    rows = {"corpus": [report["corpus"][name] for name in names], "target": report["target"]}
+    rows = {what: pair for what, pair in (rows | {"subset": [report["achieved"][n] for n in names]}).items() if pair}
+    if isinstance(report["column"], str):
+        return {report["column"]: rows}
+    return {name: {what: (m[c], s[c]) for what, (m, s) in rows.items()} for c, name in enumerate(report["column"])}
 
 
 def load_report(path: str | os.PathLike) -> dict[str, Any]:
@@ -198,16 +208,23 @@ def describe_law(law: Any) -> dict[str, Any]:
     return {name: getattr(law, name) for name in ("form", "space", "column", "model")} | {"params": dict(law.params)}
 
 
-def describe_moments(scores: np.ndarray) -> dict[str, float]:
-    """`Selection.achieved` of chosen scores."""
+def describe_moments(scores: np.ndarray) -> dict[str, Any]:
+    """`Selection.achieved` of chosen scores `[n]`; of two columns, `[n, 2]`, pairs."""
     logs = np.log(scores)
-    numbers = (scores.mean(), scores.std(), logs.mean(), logs.std(), scores.min(), scores.max())
+    numbers = (scores.mean(0), scores.std(0), logs.mean(0), logs.std(0), scores.min(0), scores.max(0))
     names = ("mu", "sigma", "log_mu", "log_sigma", "lowest_score", "highest_score")
-    return {name: float(number) for name, number in zip(names, numbers)}
+    if scores.ndim > 1:
+        names, numbers = names[2:], numbers[2:]
+    return {name: as_moment(number) for name, number in zip(names, numbers)}
 
 
-def describe_regimes(scores: np.ndarray, tokens: np.ndarray, chosen: np.ndarray) -> list[dict[str, float]]:
+def describe_regimes(
+    scores: np.ndarray, tokens: np.ndarray, chosen: np.ndarray, column: Column
+) -> list[dict[str, Any]]:
     """`Selection.regimes`: what was chosen of each decile of the scores; a value on an edge is in the lower."""
+    if scores.ndim > 1:
+        parts = ((name, describe_regimes(scores[:, c], tokens, chosen, name)) for c, name in enumerate(column))
+        return [{"column": name} | row for name, rows in parts for row in rows]
     edges = np.quantile(scores, np.linspace(0, 1, 11))
     place = np.clip(np.searchsorted(edges, scores[chosen], side="left") - 1, 0, 9)
     counts, sums = np.bincount(place, minlength=10), np.bincount(place, tokens[chosen], minlength=10)
@@ -230,12 +247,17 @@ def describe_groups(
         "num_chunks": of_chosen.sum(ones[chosen]),
         "num_tokens": of_chosen.sum(tokens[chosen]),
     }
-    mean = of_chosen.sum(scores[chosen]) / np.maximum(columns["num_chunks"], 1)
-    deviation = of_chosen.sum((scores[chosen] - mean[of_chosen.codes]) ** 2) / np.maximum(columns["num_chunks"], 1)
+    scores, number = scores[chosen].reshape(len(chosen), -1), np.maximum(columns["num_chunks"], 1)
+    mean = np.stack([of_chosen.sum(x) / number for x in scores.T], axis=-1)
+    square = np.stack([of_chosen.sum(x) / number for x in ((scores - mean[of_chosen.codes]) ** 2).T], axis=-1)
+    mean, deviation = (moment[:, 0] if scores.shape[1] == 1 else moment for moment in (mean, square))
     described = []
     for k, name in enumerate(groups.names):
         row = {"group": name} | {column: round(float(values[k])) for column, values in columns.items()}
         some = row["num_chunks"] > 0
-        row |= {"mu": float(mean[k]) if some else None, "sigma": float(np.sqrt(deviation[k])) if some else None}
+        row |= {
+            "mu": as_moment(mean[k]) if some else None,
+            "sigma": as_moment(np.sqrt(deviation[k])) if some else None,
+        }
         described.append(row)
     return described

@@ -10,15 +10,18 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ..landscape.reach import FAR_OFF, Space, check_space
+import numpy as np
+
+from ..landscape.reach import FAR_OFF, Space
+from ..landscape.scores import Column, as_column, as_moment, digits
 from .candidates import find_candidates, hash_columns
 from .choosing import Choice
 from .duplicates import NEAR_THRESHOLD, Deduplicate
 from .groups import Groups
-from .replay import Order, check_order, check_replay, choose_replay, mix_replay, order_chosen
+from .options import STRATEGIES, STRATEGIES_WITH_TARGET, Strategy, check_options
+from .replay import Order, check_replay, choose_replay, mix_replay, order_chosen
 from .report import Selection, describe_law, describe_moments, describe_regimes, load_report
 from .selector import PerplexitySelector
 
@@ -27,13 +30,11 @@ if TYPE_CHECKING:
 
     from ..law.scaling_law import ScalingLaw
 
-Strategy = Literal["maxent", "greedy_dos", "regime", "random", "low", "high", "middle"]
-STRATEGIES_WITH_TARGET = ("maxent", "greedy_dos", "regime")
-STRATEGIES = (*STRATEGIES_WITH_TARGET, "random", "low", "high", "middle")
 _CANDIDATE_OPTIONS = ("column", "num_tokens_column", "text_column", "min_score", "max_score", "model")
 _CANDIDATE_OPTIONS += ("deduplicate", "near_threshold")
 
-__all__ = ["PerplexitySelector", "Selection", "plan_selection", "reproduce_selection", "select_subset"]
+__all__ = ["STRATEGIES", "STRATEGIES_WITH_TARGET", "PerplexitySelector", "Selection", "plan_selection"]
+__all__ += ["reproduce_selection", "select_subset"]
 
 
 def select_subset(
@@ -41,7 +42,7 @@ def select_subset(
     *,
     num_tokens: float,
     law: ScalingLaw | None = None,
-    target: tuple[float, float] | None = None,
+    target: tuple[Any, Any] | None = None,
     strategy: Strategy = "maxent",
     seed: int = 0,
     replay_dataset: Dataset | None = None,
@@ -69,7 +70,7 @@ def plan_selection(
     *,
     num_tokens: float,
     law: ScalingLaw | None = None,
-    target: tuple[float, float] | None = None,
+    target: tuple[Any, Any] | None = None,
     space: Space | None = None,
     strategy: Strategy = "maxent",
     seed: int = 0,
@@ -85,7 +86,7 @@ def plan_selection(
     order: Order = "dataset",
     model: str | None = None,
     text_column: str = "text",
-    column: str | None = None,
+    column: Column | None = None,
     num_tokens_column: str = "num_tokens",
 ) -> Selection:
     """Choose rows whose tokens fill `num_tokens`, never above it and less than one chunk below.
@@ -102,8 +103,9 @@ def plan_selection(
         dataset: a scored `datasets.Dataset`, or a dict of columns.
         num_tokens: the budget, in tokens.
         law: aim at this law's optimum for the corpus and budget. With random, low, high, middle it only predicts.
-        target: aim at this `(mu, sigma)` instead.
-        space: "linear" (moments of the score) or "log" (of its logarithm, nats); the law's, "linear" with a target.
+        target: aim at this `(mu, sigma)` instead; of two columns at `((mu, mu), (sigma, sigma))`, in their order.
+        space: "linear" (moments of the score) or "log" (of its logarithm, nats); the law's, "linear" with a target,
+            always "log" of two columns.
         strategy: see above; the first three need a law or a target.
         seed: all randomness comes from it.
         group_by: a column (texts, integers or bools); each of its values gets a share of the budget in proportion to
@@ -122,8 +124,9 @@ def plan_selection(
         order: "dataset" (default), "easy_to_hard" or "hard_to_easy" (by perplexity), or "shuffled" by the seed.
         model: that scored the dataset; a law for another one is refused.
         text_column, num_tokens_column: what `deduplicate` compares; tokens of each chunk.
-        column: the score: the law's own, or perplexity. Any column of positive numbers will do without a law. Rows
-            without one, with an infinite one, or with more tokens than the budget are dropped and counted.
+        column: the score: the law's own, or perplexity. Any column of positive numbers will do without a law, or two
+            together, `(first, second)`, with strategy "maxent" or "random" and without guards. Rows without a score,
+            with an infinite one, or with more tokens than the budget are dropped and counted.
 
     Raises:
         KeyError: a column or a group is missing.
@@ -132,7 +135,7 @@ def plan_selection(
         ImportError: `deduplicate="near"` without datasketch.
     """
     options = {name: value for name, value in locals().items() if name not in ("dataset", "law", "replay_dataset")}
-    options["column"] = column or (law.column if law is not None else "perplexity")
+    options["column"] = as_column(column or (law.column if law is not None else "perplexity"))
     return _plan(dataset, law, replay_dataset, options)
 
 
@@ -157,6 +160,7 @@ def reproduce_selection(
     """
     report = load_report(report) if isinstance(report, (str, os.PathLike)) else report
     options = dict(report["options"])
+    options["column"] = as_column(options["column"])
     for name in ("group_num_tokens", "min_group_tokens"):
         if isinstance(options[name], list):
             options[name] = dict(map(tuple, options[name]))
@@ -167,7 +171,7 @@ def reproduce_selection(
         if law is None and options["strategy"] == "regime":
             raise ValueError('strategy "regime" asks the law for the loss of each interval; pass law=.')
         if law is None and report["target"] is not None:
-            settled = tuple(report["target"])
+            settled = tuple(map(as_moment, report["target"]))
             options |= {"target": settled, "space": report["space"]}
     again = _plan(dataset, law, replay_dataset, options, settled, report["inputs"])
     wanted, got = report["indices_sha256"], again.report()
@@ -191,7 +195,7 @@ def _plan(
     wanted_inputs: Mapping[str, Any] | None = None,
 ) -> Selection:
     """`plan_selection`. A `settled` target was in reach when a law set it; `wanted_inputs` is what is to be read."""
-    space = _check_options(law, options)
+    space = check_options(law, options)
     num_tokens, strategy, seed = options["num_tokens"], options["strategy"], int(options["seed"])
     check_replay(options["replay"], replay_dataset)
     budget, inputs, replay, replay_rows = num_tokens, {}, None, None
@@ -219,7 +223,7 @@ def _plan(
             target = choice.bring_in_reach(optimum.mu, optimum.sigma)
             projected = target != (optimum.mu, optimum.sigma)
         else:
-            target = (float(target[0]), float(target[1]))
+            target = tuple(map(as_moment, target))
             if strategy != "regime" and settled is None:  # the nearest interval has no need to be near
                 choice.check(*target)
     chosen, tilt = choice.choose(target)
@@ -227,13 +231,15 @@ def _plan(
     scores, tokens = candidates.scores, candidates.tokens
     achieved = describe_moments(scores[chosen])
     mu, sigma = (achieved[name] for name in (("mu", "sigma") if space == "linear" else ("log_mu", "log_sigma")))
-    if tilt is not None and tilt.off(choice.values[chosen, None]) > 1:
+    if tilt is not None and tilt.off(choice.columns[chosen]) > 1:
         warnings.warn(
-            f"The subset of {len(chosen)} chunks has mu {mu:.4g} and sigma {sigma:.4g}, not {target[0]:.4g} and "
-            f"{target[1]:.4g}: single chunks weigh too much. Choose a target further from the edge, or more tokens.",
+            f"The subset of {len(chosen)} chunks has mu {digits(mu)} and sigma {digits(sigma)}, not "
+            f"{digits(target[0])} and {digits(target[1])}: single chunks weigh too much. Choose a target further from "
+            "the edge, or more tokens.",
             stacklevel=3,
         )
     kept_tokens = int(tokens[chosen].sum())
+    moments = [name for name in achieved if name.endswith(("mu", "sigma"))]
     order, is_replay = options["order"], None
     if replay is not None:
         replay_rows, is_replay = mix_replay(replay_rows, len(chosen), order, seed)
@@ -248,9 +254,9 @@ def _plan(
         num_tokens=kept_tokens,
         num_chunks=len(chosen),
         achieved=achieved,
-        corpus=candidates.landscape.summary,
+        corpus={name: getattr(candidates.landscape, name) for name in (*moments, "num_chunks", "num_tokens")},
         dropped=candidates.dropped,
-        regimes=describe_regimes(scores, tokens, chosen),
+        regimes=describe_regimes(scores, tokens, chosen, options["column"]),
         groups=choice.describe(chosen),
         replay=replay,
         replay_indices=replay_rows,
@@ -269,46 +275,9 @@ def _plan(
     )
 
 
-def _check_options(law: Any, options: Mapping[str, Any]) -> Space:
-    """Whether the options go together; which space they mean."""
-    strategy, target, space = options["strategy"], options["target"], options["space"]
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy={strategy!r} is not known; the strategies are {', '.join(STRATEGIES)}.")
-    if strategy in STRATEGIES_WITH_TARGET and (law is None) == (target is None):
-        raise ValueError(f"strategy={strategy!r} needs a law or a target=(mu, sigma), one of the two.")
-    if strategy not in STRATEGIES_WITH_TARGET and target is not None:
-        raise ValueError(f"strategy={strategy!r} has no target; leave target out, or use 'maxent'.")
-    if target is not None and (not isinstance(target, (tuple, list)) or len(target) != 2):
-        raise ValueError(f"target={target!r} is not a pair (mu, sigma).")
-    if target is not None and not all(isinstance(one, Real) for one in target):
-        raise TypeError(f"target={target!r} must be two numbers (mu, sigma).")
-    for name in ("num_tokens", "seed", "near_threshold"):
-        kind, called = (Integral, "whole number") if name == "seed" else (Real, "number")
-        if not isinstance(options[name], kind) or isinstance(options[name], bool):
-            raise TypeError(f"{name}={options[name]!r} must be a {called}, not {type(options[name]).__name__}.")
-    if space is not None:
-        check_space(space)
-    if law is not None and options["column"] != law.column:
-        raise ValueError(f"column={options['column']!r}, but the law is about {law.column!r}; leave column out.")
-    if law is not None and space not in (None, law.space):
-        raise ValueError(f"space={space!r}, but the law lives in {law.space!r} space; leave space out.")
-    if law is not None and law.model and options["model"] and law.model != options["model"]:
-        raise ValueError(
-            f"the law is for scores of {law.model}, but {options['model']} scored the dataset; they do not compare. "
-            "Score it with the law's model, or leave model out if both are names of one model."
-        )
-    if options["seed"] < 0:
-        raise ValueError(f"seed={options['seed']} must be a whole number, 0 or more.")
-    check_order(options["order"])
-    for name in ("group_num_tokens", "min_group_tokens"):
-        if options[name] is not None and options["group_by"] is None:
-            raise ValueError(f"{name} needs group_by, the column that says which group a row belongs to.")
-    return law.space if law is not None else space or "linear"
-
-
-def _predict(name: str, law: ScalingLaw | None, mu: float, sigma: float, num_tokens: int) -> dict[str, Any]:
+def _predict(name: str, law: ScalingLaw | None, mu: Any, sigma: Any, num_tokens: int) -> dict[str, Any]:
     """Nothing without a law, nor for one chunk, whose spread of 0 no law takes."""
-    if law is None or not sigma > 0:
+    if law is None or not np.all(np.greater(sigma, 0)):
         return {}
     from ..law.optimum import trusted_region
 

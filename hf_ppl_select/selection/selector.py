@@ -1,4 +1,4 @@
-"""The selector: a stateless filter that is three numbers and a seed, for shards and streams."""
+"""The selector: a stateless filter that is a few numbers and a seed, for shards and streams."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 from scipy.special import expit
 
 from ..data.saving import load_json, save_json
+from ..landscape.joint import JointLandscape
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.maxent import line_of, nearest, solve
-from ..landscape.reach import Space, check_budget, check_space, out_of_reach
+from ..landscape.reach import Space, check_budget, check_space
+from ..landscape.scores import Column, Moment, as_column, as_moment, check_log_space, in_words, names_of
 from .row_hash import uniform_numbers
 
 if TYPE_CHECKING:
@@ -32,12 +34,15 @@ class PerplexitySelector:
     process, batch, shard or order. Rows whose keys are equal share one fate, so remove duplicates first. Rows without
     a finite score are never kept.
 
+    Of two score columns w has a term z and a term z^2 - 1 of each, and needs both scores: always in log space.
+
     Attributes:
-        lambdas: the three numbers (l, lambda_1, lambda_2).
-        centre, scale: mu and sigma of the target.
+        lambdas: the three numbers (l, lambda_1, lambda_2); of two columns five, l, then of each z, of each z^2 - 1.
+        centre, scale: mu and sigma of the target; of two columns pairs, and so are the expected moments and their
+            standard errors.
         space: "linear" (x = score) or "log" (x = its logarithm, nats).
         seed: another seed keeps other rows of the same landscape.
-        column: the score: perplexity, or another column of positive numbers.
+        column: the score: perplexity, or another column of positive numbers; or two, `(first, second)`.
         key_column: the column that is hashed: text, or an id. Whole numbers are mixed many at once (splitmix64, some
             10 ns a row), texts one at a time (keyed BLAKE2b, some 2 us for 600 bytes); see `row_hash`.
         farthest: rows with |z| above this are never kept: no subset with such moments can hold them. None: no bound.
@@ -47,63 +52,80 @@ class PerplexitySelector:
         mu_std, sigma_std: standard errors of them, over seeds (to first order: for hundreds of rows kept, and more).
     """
 
-    lambdas: tuple[float, float, float]
-    centre: float
-    scale: float
+    lambdas: tuple[float, ...]
+    centre: Moment
+    scale: Moment
     space: Space = "linear"
     seed: int = 0
-    column: str = "perplexity"
+    column: Column = "perplexity"
     key_column: str = "text"
     farthest: float | None = None
     expected_num_tokens: float | None = None
     num_tokens_std: float | None = None
-    expected_mu: float | None = None
-    expected_sigma: float | None = None
-    mu_std: float | None = None
-    sigma_std: float | None = None
+    expected_mu: Moment | None = None
+    expected_sigma: Moment | None = None
+    mu_std: Moment | None = None
+    sigma_std: Moment | None = None
     _version: int = field(default=_VERSION, init=False, repr=False)  # part of the fingerprint `datasets` makes
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lambdas", tuple(float(number) for number in self.lambdas))
-        numbers = (*self.lambdas, self.centre, self.scale, self.farthest or 1.0)
-        if len(self.lambdas) != 3 or not np.isfinite(numbers).all() or self.scale <= 0:
-            raise ValueError(
-                f"A selector needs three finite lambdas, a finite centre and a scale above 0; got {numbers}."
-            )
+        object.__setattr__(self, "column", as_column(self.column))
+        number = len(names_of(self.column))
+        if number > 1:
+            check_log_space(self.space)
+            for name in ("centre", "scale", "expected_mu", "expected_sigma", "mu_std", "sigma_std"):
+                if getattr(self, name) is not None:  # lists, in a file
+                    object.__setattr__(self, name, as_moment(getattr(self, name)))
+        centre, scale = (np.ravel(moment).tolist() for moment in (self.centre, self.scale))
+        numbers = (*self.lambdas, *centre, *scale, self.farthest or 1.0)
+        sizes = (len(self.lambdas), len(centre), len(scale))
+        if sizes != (1 + 2 * number, number, number) or not np.isfinite(numbers).all() or min(scale) <= 0:
+            of = "three finite lambdas, a finite centre and a scale"
+            if number > 1:
+                of = f"five finite lambdas, two finite centres and two scales for {in_words(self.column)}, all scales"
+            raise ValueError(f"A selector needs {of} above 0; got {numbers}.")
         check_space(self.space)
 
     @classmethod
     def from_target(
         cls,
-        mu: float,
-        sigma: float,
+        mu: Moment,
+        sigma: Moment,
         *,
-        landscape: PerplexityLandscape,
+        landscape: PerplexityLandscape | JointLandscape,
         num_tokens: float,
-        space: Space = "linear",
+        space: Space | None = None,
         seed: int = 0,
         key_column: str = "text",
     ) -> PerplexitySelector:
         """The maximum-entropy selector of a subset with mean `mu` and standard deviation `sigma`.
 
         Args:
-            mu, sigma: the target, of the score (`space="linear"`) or its logarithm in nats (`space="log"`).
-            landscape: of the corpus to be filtered; its column is the selector's.
+            mu, sigma: the target, of the score (`space="linear"`) or its logarithm in nats (`space="log"`); of two
+                columns pairs, in the landscape's order.
+            landscape: of the corpus to be filtered; its column, or columns, are the selector's.
             num_tokens: expected tokens to keep.
-            space, seed, key_column: see the class.
+            space: "linear" if not given, of two columns "log".
+            seed, key_column: see the class.
 
         Raises:
             ValueError: a budget that is not positive or above the corpus, or a target that no such subset has.
         """
+        space = space or ("linear" if isinstance(landscape.column, str) else "log")
         check_space(space)
         check_budget(num_tokens, landscape.num_tokens)
-        tilt = solve(landscape.cells(space), (mu,), (sigma,), np.array([num_tokens]))
+        tilt = solve(landscape.cells(space), mu, sigma, np.array([num_tokens]))
         if not tilt.reached:
-            raise ValueError(out_of_reach(landscape.attainable_region(num_tokens, space), mu, sigma))
+            raise ValueError(landscape.out_of_reach(num_tokens, space, mu, sigma))
+        moments = {f"expected_{name}": getattr(tilt, name) for name in ("mu", "sigma")}
+        moments |= {name: getattr(tilt, name) for name in ("mu_std", "sigma_std")}
+        if isinstance(landscape.column, str):
+            moments = {name: moment for name, (moment,) in moments.items()}
         return cls(
             lambdas=(*tilt.levels, *tilt.lambdas),
-            centre=float(mu),
-            scale=float(sigma),
+            centre=as_moment(mu),
+            scale=as_moment(sigma),
             space=space,
             seed=seed,
             column=landscape.column,
@@ -111,17 +133,14 @@ class PerplexitySelector:
             farthest=tilt.farthest,
             expected_num_tokens=tilt.num_tokens,
             num_tokens_std=tilt.num_tokens_std,
-            expected_mu=tilt.mu[0],
-            expected_sigma=tilt.sigma[0],
-            mu_std=tilt.mu_std[0],
-            sigma_std=tilt.sigma_std[0],
+            **moments,
         )
 
     @classmethod
     def from_law(
         cls,
         law: ScalingLaw,
-        landscape: PerplexityLandscape,
+        landscape: PerplexityLandscape | JointLandscape,
         num_tokens: float,
         seed: int = 0,
         key_column: str = "text",
@@ -132,22 +151,27 @@ class PerplexitySelector:
         """
         check_budget(num_tokens, landscape.num_tokens)
         optimum = law.optimum(landscape, num_tokens)
-        cells = landscape.cells(law.space)
-        (mu,), (sigma,) = nearest(cells, (optimum.mu,), (optimum.sigma,), np.array([num_tokens]))
+        near = nearest(landscape.cells(law.space), *map(np.atleast_1d, (optimum.mu, optimum.sigma)), [num_tokens])
+        mu, sigma = (moment if len(moment) > 1 else moment[0] for moment in near)
         return cls.from_target(
             mu, sigma, landscape=landscape, num_tokens=num_tokens, space=law.space, seed=seed, key_column=key_column
         )
 
     def inclusion_probability(self, scores: Any) -> np.ndarray:
-        """w for scores of any shape; 0 where a score is NaN, infinite or not positive."""
+        """w for scores of any shape, of two columns `(..., 2)`; 0 where a score is NaN, infinite or not positive."""
         scores = np.asarray(scores, dtype=np.float64)
+        if isinstance(self.column, str):
+            scores = scores[..., None]
+        elif scores.shape[-1:] != (2,):
+            raise ValueError(f"scores of {in_words(self.column)} must be (..., 2), got {scores.shape}.")
         valid = np.isfinite(scores) & (scores > 0)
         safe = np.where(valid, scores, 1.0)
         x = np.log(safe) if self.space == "log" else safe
         level, *lambdas = self.lambdas
         farthest = np.inf if self.farthest is None else self.farthest
-        line = line_of(x.reshape(-1, 1), (self.centre,), (self.scale,), lambdas, farthest)
-        return np.where(valid, expit(level + line).reshape(x.shape), 0.0)
+        centre, scale = np.ravel(self.centre), np.ravel(self.scale)
+        line = line_of(x.reshape(-1, x.shape[-1]), centre, scale, lambdas, farthest)
+        return np.where(valid.all(axis=-1), expit(level + line).reshape(x.shape[:-1]), 0.0)
 
     def __call__(self, rows: Any) -> bool | list[bool]:
         """Decide about one row (a dict) or a batch (a dict of lists): the function for `filter`, batched or not.
@@ -156,16 +180,21 @@ class PerplexitySelector:
             KeyError: the score or key column is missing.
             TypeError: a key that cannot be hashed.
         """
-        scores, keys = self._column(rows, "column"), self._column(rows, "key_column")
-        if not (isinstance(scores, (list, tuple)) or getattr(scores, "ndim", 0) > 0):
-            return bool(self.keep([scores], [keys])[0])
-        return self.keep(scores, keys).tolist()
+        scores = [self._column(rows, name, "column") for name in names_of(self.column)]
+        keys = self._column(rows, self.key_column, "key_column")
+        is_batch = isinstance(scores[0], (list, tuple)) or getattr(scores[0], "ndim", 0) > 0
+        if not is_batch:
+            scores, keys = [[score] for score in scores], [keys]
+        if len(set(map(len, scores))) > 1:
+            raise ValueError(f"{in_words(self.column)} have {' and '.join(str(len(x)) for x in scores)} values.")
+        kept = self.keep(scores[0] if len(scores) == 1 else np.array(scores, dtype=np.float64).T, keys)
+        return kept.tolist() if is_batch else bool(kept[0])
 
     def keep(self, scores: Any, keys: Any) -> np.ndarray:
         """Decide about columns: bool `[n]`. Arrays of whole-number keys take some 50 ns a row.
 
         Args:
-            scores: `[n]`; None, NaN and infinity are never kept.
+            scores: `[n]`, of two columns `[n, 2]`; None, NaN and infinity are never kept.
             keys: `[n]`, what the key column holds.
 
         Raises:
@@ -173,7 +202,7 @@ class PerplexitySelector:
             TypeError: a key that cannot be hashed.
         """
         if len(scores) != len(keys):
-            raise ValueError(f"{self.column} has {len(scores)} values, the keys are {len(keys)}.")
+            raise ValueError(f"{in_words(self.column)} has {len(scores)} values, the keys are {len(keys)}.")
         kept = np.zeros(len(scores), dtype=bool)
         for start in range(0, len(kept), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -186,8 +215,7 @@ class PerplexitySelector:
             kept[rows] = here
         return kept
 
-    def _column(self, rows: Any, option: str) -> Any:
-        name = getattr(self, option)
+    def _column(self, rows: Any, name: str, option: str) -> Any:
         if name not in rows:
             hint = "run dataset.map(score_ppl, batched=True) first, or name" if option == "column" else "name"
             raise KeyError(

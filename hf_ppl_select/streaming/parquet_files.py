@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..data.saving import written_aside
 from ..landscape.landscape import PerplexityLandscape
+from ..landscape.scores import check_one_column
 from ..selection.candidates import check_guards
 from ..selection.selector import PerplexitySelector
 
@@ -48,6 +49,9 @@ class ParquetFiles:
     num_tokens_column: str = "num_tokens"
     min_score: float | None = None
     max_score: float | None = None
+
+    def __post_init__(self) -> None:
+        check_one_column(self.column, "a stream of parquet files")
 
     @classmethod
     def find(cls, name: str, split: str = "train", **options: Any) -> ParquetFiles:
@@ -192,8 +196,11 @@ def selector_mask(selector: PerplexitySelector, batch: pa.RecordBatch | pa.Table
 
     Raises:
         KeyError: a column the selector reads is missing.
+        ValueError: it reads two score columns.
     """
     import pyarrow as pa
+
+    check_one_column(selector.column, "selector_mask")
 
     _check_columns("the batch", batch.schema.names, (selector.column, selector.key_column))
     scores = _numbers(batch, selector.column)

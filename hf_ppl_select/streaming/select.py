@@ -14,6 +14,7 @@ from ..hub.existing import join_cards
 from ..hub.subset_card import subset_card
 from ..hub.subset_folder import check_layout
 from ..landscape.landscape import PerplexityLandscape
+from ..landscape.scores import check_one_column
 from ..selection.report import SELECTION_VERSION, describe_law, summarize
 from ..selection.selector import PerplexitySelector
 from ..version import __version__
@@ -155,6 +156,8 @@ def select_stream(
         ValueError, KeyError, FileExistsError: options that do not go together, a target out of reach, a column that
             is missing, a folder with other things in it, or nothing kept.
     """
+    if law is not None:
+        check_one_column(law.column, "a streamed selection")
     if (law is None) == (target is None):
         raise ValueError("a streamed selection needs a law or a target=(mu, sigma), one of the two.")
     if law is not None and space not in (None, law.space):

@@ -1,0 +1,107 @@
+"""What a score is: a column of positive numbers, one per chunk. Two of them together are a pair of names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .reach import check_budget
+
+Column = str | tuple[str, str]
+Moment = float | tuple[float, float]  # of one column, or of each of two
+
+
+def as_column(column: str | Sequence[str]) -> Column:
+    """A name, or a pair of two different names, in the order given (a list, as JSON has it, too).
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(column, str):
+        return column
+    names = tuple(column)
+    if len(names) != 2 or not all(isinstance(name, str) for name in names) or names[0] == names[1]:
+        raise ValueError(f"column={column!r} must be the name of a score column, or a pair of two different ones.")
+    return names
+
+
+def names_of(column: Column) -> tuple[str, ...]:
+    """The names of the one or two columns."""
+    return (column,) if isinstance(column, str) else column
+
+
+def in_words(column: Column) -> str:
+    """How texts call one column, or two."""
+    return " and ".join(names_of(column))
+
+
+def as_moment(numbers: Any) -> Moment:
+    """A float, or the floats of both columns: as moments are compared and saved."""
+    return float(numbers) if np.ndim(numbers) == 0 else tuple(map(float, numbers))
+
+
+def digits(numbers: Moment) -> str:
+    """Four digits of a moment, or of both columns' moments."""
+    return " and ".join(f"{x:.4g}" for x in np.atleast_1d(numbers))
+
+
+def check_one_column(column: Column, what: str) -> None:
+    """ValueError where `what`, which takes one score column, is given two."""
+    if not isinstance(column, str):
+        raise ValueError(
+            f"{what} takes one score column, this is about {in_words(column)} together; name one of them."
+        )
+
+
+def check_log_space(space: str) -> None:
+    """ValueError in any space but the one that two columns together have."""
+    if space != "log":
+        raise ValueError(f"two score columns together have log space only, got space={space!r}; pass space='log'.")
+
+
+def which_are_scored(values: np.ndarray, num_tokens: np.ndarray, column: str, start: int = 0) -> np.ndarray:
+    """Which chunks have a score, bool `[n]`: not those of empty texts, which have none (NaN) or no tokens.
+
+    Args:
+        values, num_tokens: scores and tokens `[n]`.
+        column, start: the score's name and the number of the first row, for errors.
+
+    Raises:
+        ValueError: a score or a number of tokens that cannot be.
+    """
+    scored = ~np.isnan(values) & (num_tokens != 0)
+    is_perplexity = column == "perplexity"
+    # A token's probability is at most 1, so a perplexity is at least 1 (float rounding aside).
+    above = 1 - 1e-6 if is_perplexity else 0.0
+    bad = np.flatnonzero(scored & ~((values > above) & (num_tokens > 0) & np.isfinite(num_tokens)))
+    if len(bad):
+        what = "is exp(nll_sum / num_tokens), 1 or more" if is_perplexity else "is a score, more than 0"
+        raise ValueError(
+            f"row {start + bad[0]} has {column} {values[bad[0]]:g} and num_tokens {num_tokens[bad[0]]:g}; "
+            f"{column} {what}, and num_tokens is positive. Is it {'nll' if is_perplexity else 'a logarithm'}?"
+        )
+    return scored
+
+
+def check_same_kind(one: Any, other: Any) -> None:
+    """ValueError where two landscapes are of other columns, models or weights, and so cannot be merged."""
+    if one.column != other.column:
+        raise ValueError(f"cannot merge a landscape of {in_words(one.column)} with one of {in_words(other.column)}.")
+    if one.model and other.model and one.model != other.model:
+        raise ValueError(
+            f"cannot merge landscapes of different models ({one.model} and {other.model}): their perplexities "
+            "do not compare. Score both corpora with one model."
+        )
+    if one.weights != other.weights:
+        raise ValueError(f"cannot merge a landscape weighted by {one.weights} with one by {other.weights}.")
+
+
+def check_size(landscape: Any, num_tokens: float) -> None:
+    """ValueError where a budget is more tokens than the corpus has, or less than one chunk."""
+    check_budget(num_tokens, landscape.num_tokens)
+    if not num_tokens >= min(landscape.tokens_per_chunk, landscape.num_tokens):
+        raise ValueError(
+            f"asked for {num_tokens:g} tokens, but one chunk holds {landscape.tokens_per_chunk:g} on average."
+        )
