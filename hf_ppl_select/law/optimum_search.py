@@ -203,21 +203,25 @@ class _Tilts:
 
 
 def _why_nothing_is_allowed(
-    law: Law, nearest: tuple[np.ndarray, np.ndarray], bound: ForgettingBound | None, trusted: Sequence[Any]
+    law: Law, moments: tuple[np.ndarray, np.ndarray], slack: np.ndarray, bound: ForgettingBound | None
 ) -> str:
-    """`nearest` is the (mu, sigma) `[1, ...]` of the tilt that is least far outside."""
-    (mu,), (sigma,) = nearest
-    at = f"mu {digits(mu)}, sigma {digits(sigma)} ({law.space} space)"
-    if bound is not None and all(region.contains(mu, sigma, 1e-3) for region in trusted):
+    """`moments` and `slack` `[n, limits]`, the bound's last, are of all that was tried."""
+
+    def at(i: int) -> str:
+        return f"mu {digits(moments[0][i])}, sigma {digits(moments[1][i])} ({law.space} space)"
+
+    trusted = (slack if bound is None else slack[:, :-1]).min(1)
+    if bound is not None and (trusted >= 0).any():
+        best = np.where(trusted >= 0, slack[:, -1], -np.inf).argmax()
         return (
             f"no landscape that is attainable and that the probes cover keeps the general loss at "
             f"{bound.max_loss:.4f} nats per token or less after {bound.num_tokens:,.0f} tokens: the least that was "
-            f"found is {bound.max_loss + bound.excess(mu, sigma):.4f}, at {at}. Allow that much, or train on fewer "
+            f"found is {bound.max_loss - slack[best, -1]:.4f}, at {at(best)}. Allow that much, or train on fewer "
             "tokens."
         )
     return (
         f"subsets of this size have no moments of {in_words(law.column)} that the probes cover; the nearest to them "
-        f"that was found has {at}. Measure probes on this corpus, or change num_tokens."
+        f"that was found has {at(trusted.argmax())}. Measure probes on this corpus, or change num_tokens."
     )
 
 
@@ -269,7 +273,8 @@ def search_tilts(
     loss, slack = tilts.look(ends)
     allowed = slack.min(1) >= -_EQUAL
     if not allowed.any():
-        raise ValueError(_why_nothing_is_allowed(law, tilts.moments(ends[[slack.min(1).argmax()]]), bound, trusted))
+        tried = np.concatenate([cloud, ends])
+        raise ValueError(_why_nothing_is_allowed(law, tilts.moments(tried), tilts.look(tried)[1], bound))
     best = np.where(allowed, loss, np.inf).argmin()
     least, found = loss[best], ends[best]
 

@@ -186,6 +186,24 @@ def test_of_a_fitted_law_it_asks_the_law(num_runs, caplog):
     assert (said in caplog.text) == (num_runs == 3)
 
 
+def test_of_a_law_of_two_columns_it_takes_the_moments_of_both():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"run": f"run {i}", "num_tokens": D, "loss": 2 + 3 * np.exp(0.1 * m - 0.3 * n) / D**0.2}
+        | {"mu": 20.0, "sigma": 9.0, "log_mu": m, "log_sigma": s}
+        | {"mu_own": 1.2, "sigma_own": 0.3, "log_mu_own": n, "log_sigma_own": t}
+        for i, (m, s, n, t) in enumerate(rng.uniform([2, 0.3, -0.2, 0.1], [4, 0.6, 0.5, 0.4], (9, 4)))
+        for D in (1000, 2000, 4000)
+    ]
+    law = fit_scaling_law(rows, "no_interaction", column=("perplexity", "own"))
+    forecast = LawForecast(rows[4], [1000, 2000], law)
+    place = [rows[4][name] for name in ("log_mu", "log_mu_own", "log_sigma", "log_sigma_own")]
+    assert forecast.predict(2000) == law.predict(place[:2], place[2:], 2000)
+    assert forecast.interval(2000) == law.predict_interval(place[:2], place[2:], 2000)
+    with pytest.raises(ValueError, match="lack log_mu_own, log_sigma_own"):
+        LawForecast({name: rows[4][name] for name in ("mu", "sigma", "log_mu", "log_sigma")}, [1000], law)
+
+
 def test_the_table_is_looked_at_before_the_training(tiny_model, tiny_tokenizer, tmp_path, caplog):
     trainer = law_trainer(tiny_model, tiny_tokenizer, tmp_path, max_steps=1)
     table = tmp_path / "points.jsonl"
