@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..law.optimum import Optimum
     from .groups import Groups
 
-SELECTION_VERSION = 2
+SELECTION_VERSION = 3  # 2 had no column, and perplexity in the names of options
 _ARRAYS = ("indices", "replay_indices", "is_replay")
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _DRAWS = 16
+_SETTINGS_VERSION = 2  # 1 hashed perplexities only, and its random probe was another subset
 SCORES = ("perplexity", "perplexity_ratio", "ngram_ratio", "ifd")  # law points hold those that the chunks have
 
 
@@ -85,14 +86,14 @@ def check_same_settings(
     settings = json.loads(json.dumps(settings))
     path = folder / "settings.json"
     if path.exists():
-        known = load_json(path, kind="probe_settings", version=1)
-        if changed := [name for name in settings if known.get(name, settings[name]) != settings[name]]:
+        known = load_json(path, kind="probe_settings", version=_SETTINGS_VERSION)
+        if changed := [name for name in settings if known.get(name) != settings[name]]:
             raise ValueError(
                 f"{folder} holds probes made with another {', '.join(changed)}. Go back to those settings to "
                 "continue them, or choose another --output_dir."
             )
     else:
-        save_json(path, settings, kind="probe_settings", version=1)
+        save_json(path, settings, kind="probe_settings", version=_SETTINGS_VERSION)
     return f"{script_args.dataset_name} ({script_args.column} sha256:{settings['scores'][:16]})"
 
 

@@ -85,7 +85,7 @@ def test_a_streamed_subset_is_what_filter_gives_and_keeps_its_promise(scored, tm
     assert abs(sum(subset["num_tokens"]) - selector.expected_num_tokens) < 4 * selector.num_tokens_std
     assert max(map(abs, selection.deviations.values())) < 4
     assert np.mean(subset["perplexity"]) == pytest.approx(20.0, abs=0.5)
-    report = load_json(out / "selection.json", kind="selection", version=2)
+    report = load_json(out / "selection.json", kind="selection", version=3)
     assert report["num_tokens"] == sum(subset["num_tokens"]) and report["dropped"]["above_max_score"] == 1
     card = (out / "README.md").read_text()
     assert "PerplexitySelector.load" in card and "None" not in card and "license: mit" in card
