@@ -128,7 +128,8 @@ def probe_order(values: Any, seed: int = 0) -> np.ndarray:
 
     A row whose score has rank r comes at the place of `(r * golden ratio + start) mod 1`, start drawn from `seed`: any
     stretch of the order holds low, middle and high scores in their shares, so a prefix's moments are nearer to the
-    whole's than a shuffle's would be. Stretches of 64 rows are then shuffled, so that no batch has a fixed pattern.
+    whole's than a shuffle's would be. Stretches of a sixteenth of the rows, 64 at most, are then shuffled, so that no
+    batch has a fixed pattern.
 
     Args:
         values: scores of the rows of the subset `[n]`.
@@ -142,8 +143,9 @@ def probe_order(values: Any, seed: int = 0) -> np.ndarray:
     rank = np.empty(len(values))
     rank[np.argsort(values, kind="stable")] = np.arange(len(values))
     order = np.argsort((rank * _GOLDEN + rng.random()) % 1.0, kind="stable")
-    for start in range(0, len(order), 64):
-        rng.shuffle(order[start : start + 64])
+    stretch = min(64, max(1, len(order) // 16))  # a quarter of a run should be like the whole of it
+    for start in range(0, len(order), stretch):
+        rng.shuffle(order[start : start + stretch])
     return order
 
 

@@ -128,6 +128,20 @@ def test_prefixes_of_an_ordered_probe_share_its_landscape():
         assert off < np.median([abs(nll[s[:length]].mean() - nll.mean()) for s in shuffles])
 
 
+@pytest.mark.parametrize("number", [48, 96])
+def test_a_quarter_of_a_short_run_is_like_the_whole(number):
+    """Shuffled in stretches of 64 rows, a run of 48 chunks would be one shuffle."""
+    off, shuffled = [], []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        nll = rng.normal(3.0, 0.5, number)
+        for order, found in ((probe_order(np.exp(nll), seed), off), (rng.permutation(number), shuffled)):
+            quarter = nll[order[: number // 4]]
+            found.append((abs(quarter.mean() - nll.mean()), abs(quarter.std() - nll.std())))
+    off, shuffled = np.mean(off, axis=0), np.mean(shuffled, axis=0)
+    assert off[0] < 0.5 * shuffled[0] and off[1] < 0.85 * shuffled[1]
+
+
 def test_probe_order_of_few_rows():
     assert probe_order([], seed=0).tolist() == []
     assert probe_order([3.0], seed=0).tolist() == [0]
