@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, RepoCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 OUR_FILES = {  # what they say they are
-    "law.json": "scaling_law",
-    "landscape.json": "landscape",
-    "selection.json": "selection",
-    "selector.json": "perplexity_selector",
+    "law.json": ("scaling_law",),
+    "landscape.json": ("landscape", "joint_landscape"),
+    "selection.json": ("selection",),
+    "selector.json": ("perplexity_selector",),
 }
 _BEGIN = "<!-- hf_ppl_select writes from here -->"
 _END = "<!-- to here; text outside of these two lines is kept -->"
@@ -28,7 +30,7 @@ def is_ours(path: Path) -> bool:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(document, dict) and document.get("kind") == f"hf_ppl_select/{OUR_FILES[path.name]}"
+    return isinstance(document, dict) and document.get("kind") in {f"hf_ppl_select/{k}" for k in OUR_FILES[path.name]}
 
 
 def has_our_section(readme: str | None) -> bool:
@@ -69,12 +71,18 @@ def join_cards(existing: str | None, ours: str) -> str:
 
 
 def existing_readme(repo_id: str, repo_type: str, token: str | None) -> str | None:
-    """The README of a repository, or None where there is no repository or no README."""
+    """The README of a repository, or None where there is no repository or no README.
+
+    Raises:
+        ConnectionError: the Hub cannot be asked; what its cache holds may be old.
+    """
     try:
-        path = hf_hub_download(repo_id, "README.md", repo_type=repo_type, token=token)
+        with _downloaded(repo_id, "README.md", repo_type, token) as path:
+            return path.read_text(encoding="utf-8")
+    except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError
+        raise ConnectionError(f"cannot read the README.md that {repo_id} may have: {error}") from error
     except (EntryNotFoundError, RepositoryNotFoundError):
         return None
-    return Path(path).read_text(encoding="utf-8")
 
 
 def their_files(
@@ -89,16 +97,22 @@ def their_files(
         readme: of the repository.
     """
     present = set(api.list_repo_files(repo_id, repo_type=repo_type))
-    named = {
-        name: is_ours(Path(hf_hub_download(repo_id, name, repo_type=repo_type, token=api.token)))
-        for name in OUR_FILES
-        if name in present
-    }
+    named = {}
+    for name in filter(present.__contains__, OUR_FILES):
+        with _downloaded(repo_id, name, repo_type, api.token) as path:
+            named[name] = is_ours(path)
     clashes = [name for name, ours in named.items() if name in set(writes) and not ours]
     stale = [name for name, ours in named.items() if name not in set(writes) and ours]
     if repo_type == "dataset" and not has_our_section(readme) and not named.get("selection.json"):
         clashes += _default_split(present, _card(readme or "").data.to_dict())
     return clashes, stale
+
+
+@contextmanager
+def _downloaded(repo_id: str, name: str, repo_type: str, token: str | None) -> Iterator[Path]:
+    """A file as it is on the Hub now: the cache, which may hold an old one, does not stand in where the Hub fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(hf_hub_download(repo_id, name, repo_type=repo_type, token=token, local_dir=folder))
 
 
 def _default_split(present: set[str], metadata: dict[str, Any]) -> list[str]:

@@ -51,6 +51,9 @@ class RecipeTrainer(CpuSFTTrainer):
         self.training_rows = TrainingRows()
         set_seed(args.seed)  # also of the adapter's first weights, before trl 1.15
         super().__init__(args=args, **kwargs)
+        self.their_readme = None  # of the repository to push to; asked before training, which no lost line ends then
+        if args.push_to_hub and self.is_world_process_zero():
+            self.their_readme = existing_readme(self.hub_model_id, "model", args.hub_token)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if dataset_name == "train":
@@ -153,11 +156,8 @@ class RecipeTrainer(CpuSFTTrainer):
                 is_adapter=hasattr(self.accelerator.unwrap_model(self.model), "peft_config"),
                 tags=["generated_from_trainer", *self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
             )
-            path, readme = Path(self.args.output_dir, "README.md"), None
-            if path.exists():
-                readme = path.read_text(encoding="utf-8")
-            elif self.args.push_to_hub and self.hub_model_id:
-                readme = existing_readme(self.hub_model_id, "model", self.args.hub_token)
+            path = Path(self.args.output_dir, "README.md")
+            readme = path.read_text(encoding="utf-8") if path.exists() else self.their_readme
             write_atomically(path, join_cards(readme, str(card)))
 
 

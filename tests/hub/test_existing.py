@@ -7,9 +7,10 @@ import pytest
 from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, HfApi, ModelCard
 
-from hf_ppl_select import ScalingLaw
-from hf_ppl_select.hub.existing import join_cards
+from hf_ppl_select import PerplexityLandscape, ScalingLaw
+from hf_ppl_select.hub.existing import existing_readme, join_cards
 from hf_ppl_select.hub.push_subset import push_subset_to_hub, save_subset
+from hf_ppl_select.selection.select import plan_selection
 
 MINE = "---\nlanguage: de\ntags:\n- heart\nlicense: apache-2.0\n---\n# Hearts\n\nWritten by hand, ünïcode.\n"
 
@@ -18,6 +19,12 @@ MINE = "---\nlanguage: de\ntags:\n- heart\nlicense: apache-2.0\n---\n# Hearts\n\
 def subset():
     perplexity = np.exp(np.random.default_rng(0).normal(3, 0.4, 20))
     return Dataset.from_dict({"text": [f"t{i}" for i in range(20)], "perplexity": perplexity, "num_tokens": [9] * 20})
+
+
+class NoWaiting:
+    """`time` for the client's retries."""
+
+    sleep = staticmethod(lambda seconds: None)
 
 
 def upload(repo_id, repo_type="dataset", **files):
@@ -140,3 +147,39 @@ def test_a_broken_readme_is_not_replaced(hub, subset):
     with pytest.raises(ValueError, match="YAML block of the README.md that is there cannot be read.*repair it"):
         push_subset_to_hub(subset, "me/sub", license="mit")
     assert list(hub.repos["me/sub"].files()) == ["README.md"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_readme_that_cannot_be_read_is_not_replaced(hub, subset, law, monkeypatch, cached):
+    upload("me/sub", readme=MINE)
+    upload("me/law", "model", readme=MINE)
+    if cached:  # an old one, which must not stand for the one that is there now
+        for repo_id, repo_type in (("me/sub", "dataset"), ("me/law", "model")):
+            existing_readme(repo_id, repo_type, None)
+            upload(repo_id, repo_type, readme=MINE.replace("by hand", "anew"))
+    before = {name: dict(repo.files()) for name, repo in hub.repos.items()}
+    monkeypatch.setattr("huggingface_hub.utils._http.time", NoWaiting)
+    hub.fail = {"(GET|HEAD) .*/resolve/.*README": 500}
+    with pytest.raises(ConnectionError, match="README.md that me/sub may have"):
+        push_subset_to_hub(subset, "me/sub", license="mit")
+    with pytest.raises(ConnectionError, match="README.md that me/law may have"):
+        law.push_to_hub("me/law")
+    assert {name: repo.files() for name, repo in hub.repos.items()} == before
+
+
+def test_a_subset_of_two_columns_is_pushed_again(hub, subset):
+    rng = np.random.default_rng(1)
+    chunks = Dataset.from_dict({"text": [f"t{i}" for i in range(400)], "num_tokens": [9] * 400}).add_column(
+        "perplexity", np.exp(rng.normal(3, 0.4, 400))
+    )
+    chunks = chunks.add_column("ratio", np.exp(rng.normal(0.3, 0.3, 400)))
+    columns = ("perplexity", "ratio")
+    landscape = PerplexityLandscape.from_dataset(chunks, column=columns)
+    plan = plan_selection(chunks, target=((3.1, 0.35), (0.3, 0.25)), column=columns, space="log", num_tokens=900)
+    for _ in range(2):
+        parts = {"landscape": landscape, "selection": plan, "license": "mit"}
+        push_subset_to_hub(plan.apply(chunks), "me/two", **parts)
+    assert json.loads(hub.file("me/two", "landscape.json"))["kind"] == "hf_ppl_select/joint_landscape"
+    assert "mean ln(ratio)" in readme(hub, "me/two")
+    push_subset_to_hub(subset, "me/two", license="mit")
+    assert "landscape.json" not in hub.repos["me/two"].files()
