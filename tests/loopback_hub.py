@@ -163,6 +163,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repos[repo_id] = Repo(private=private)
         self._send_json({"url": url, "name": repo_id, "id": repo_id})
 
+    def auth_check(self, repo_id, *, signed_in, **_) -> None:
+        if self._repo(repo_id, signed_in):
+            self._send_json({})
+
     def auth_check_write(self, repo_id, *, signed_in, **_) -> None:
         if repo := self._repo(repo_id, signed_in):
             if not signed_in or repo.read_only:
@@ -214,6 +218,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send_json({"error": "signed out"}, 401)
         if not (repo := self._repo(repo_id, signed_in)):
             return None
+        if repo.read_only:
+            message = f"You don't have write access to {repo_id}"
+            return self._send_json({"error": message}, 403, {"X-Error-Message": message})
         header, *operations = [json.loads(line) for line in body.splitlines()]
         if header["value"].get("parentCommit") not in (None, repo.sha):
             return self._send_json({"error": "A commit has happened since"}, 412)
@@ -299,6 +306,7 @@ _ROUTES = [
     (r"POST /api/validate-yaml", _Handler.validate_yaml),
     (rf"GET /api/{_KIND}/([^/]+(?:/[^/]+)?)", _Handler.repo_info),
     (rf"GET /api/{_KIND}/{_REPO}/revision/([^/]+)", _Handler.repo_info),
+    (rf"GET /api/{_KIND}/{_REPO}/auth-check", _Handler.auth_check),
     (rf"GET /api/{_KIND}/{_REPO}/auth-check/write", _Handler.auth_check_write),
     (rf"POST /api/{_KIND}/{_REPO}/preupload/main", _Handler.preupload),
     (rf"POST /datasets/{_REPO}.git/info/lfs/objects/batch", lambda handler, _repo, **rest: handler.lfs_batch(**rest)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from inspect import signature
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPError is that of the client's HTTP library
@@ -12,6 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 
 # Lost connections too: in httpx they derive from HTTPError; in requests, of huggingface_hub before 1.0, from its base.
 HTTP_ERROR = HTTPError.__base__ if issubclass(HTTPError, OSError) else HTTPError
+# Older clients only ask whether one may read; whether one may write is then said at the first commit.
+_ASKS_TO_WRITE = {"write": True} if "write" in signature(HfApi.auth_check).parameters else {}
 HUB_TIMEOUT = 20.0  # seconds without an answer until the Hub counts as out of reach
 _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
@@ -53,7 +56,7 @@ def check_hub_access(repo_id: str, token: str | None = None, *, repo_type: str =
             )
         repo_id = f"{namespace or account['name']}/{name}"
         with suppress(RepositoryNotFoundError):  # not made yet
-            api.auth_check(repo_id, repo_type=repo_type, write=True)
+            api.auth_check(repo_id, repo_type=repo_type, **_ASKS_TO_WRITE)
     return repo_id
 
 

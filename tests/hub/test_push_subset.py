@@ -6,12 +6,13 @@ import logging
 import re
 import time
 import traceback
+from inspect import signature
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
-from huggingface_hub import DatasetCard, constants
+from huggingface_hub import DatasetCard, HfApi, constants
 from loopback_hub import Repo
 
 from hf_ppl_select.hub.push_subset import check_hub_access, push_subset_to_hub, save_subset
@@ -318,7 +319,7 @@ def test_licence_is_asked_for_before_any_request(hub, subset, license, said):
     assert not hub.requests
 
 
-def test_access_is_checked_before_any_work(hub, use_hub, monkeypatch):
+def test_access_is_checked_before_any_work(hub, use_hub, monkeypatch, subset):
     assert check_hub_access("sub") == "me/sub"
     assert check_hub_access("My-Org/sub") == "My-Org/sub"
     assert not hub.repos
@@ -331,8 +332,11 @@ def test_access_is_checked_before_any_work(hub, use_hub, monkeypatch):
     hub.role = "fineGrained"  # what such a token may do, only the Hub knows
     assert check_hub_access("someone-else/sub") == "someone-else/sub"
     hub.repos["someone-else/theirs"] = Repo(read_only=True)
-    for repo_type in ("dataset", "model"):
-        with pytest.raises(PermissionError, match="may not do this .403: You don't have write access to someone-else"):
+    said = "may not do this .403: You don't have write access to someone-else"
+    with pytest.raises(PermissionError, match=said):
+        push_subset_to_hub(subset, "someone-else/theirs", license="mit")
+    for repo_type in ("dataset", "model") if "write" in signature(HfApi.auth_check).parameters else ():
+        with pytest.raises(PermissionError, match=said):
             check_hub_access("someone-else/theirs", repo_type=repo_type)
     hub.repos["someone-else/theirs"].read_only = False
     assert check_hub_access("someone-else/theirs") == "someone-else/theirs"
