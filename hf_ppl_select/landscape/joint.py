@@ -16,9 +16,10 @@ import numpy as np
 from ..data.columns import read_columns
 from ..data.saving import load_json, save_json
 from .cells import Cells, blocks
+from .histogram import Histogram
 from .maxent import nearest
 from .reach import log_name
-from .scores import as_column, check_log_space, check_same_kind, digits, in_words, which_are_scored
+from .scores import as_column, check_log_space, digits, in_words, which_are_scored
 
 FINEST, MOST = 256, 16_384  # bins per nat; occupied bins
 _SCHEMA_VERSION = 1
@@ -29,7 +30,7 @@ Pair = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
-class JointLandscape:
+class JointLandscape(Histogram):
     """The joint distribution of two scores over the chunks of a corpus, in logarithms (nats).
 
     Build it with `PerplexityLandscape.from_dataset(dataset, column=(first, second))`; shards merge.
@@ -120,19 +121,13 @@ class JointLandscape:
             landscape = landscape.merge(part)
         return landscape
 
-    def _checked(self) -> JointLandscape:
-        if not len(self.bins):
-            counts = f"{self.num_skipped} are empty, {self.num_infinite} infinite"
-            raise ValueError(f"no chunk has a finite {in_words(self.column)} ({counts}); there is no landscape.")
-        return self
-
     def merge(self, other: JointLandscape) -> JointLandscape:
         """The landscape of both corpora together.
 
         Raises:
             ValueError: another model scored `other`, it is of other columns, or its weights differ.
         """
-        check_same_kind(self, other)
+        self._check_same_kind(other)
         per_nat = min(self.bins_per_nat, other.bins_per_nat)
         parts = self._as_coarse_as(per_nat), other._as_coarse_as(per_nat)
         both = replace(
@@ -169,18 +164,6 @@ class JointLandscape:
         keys, place = np.unique(first * 2 * _FAR + second + _FAR, return_inverse=True)
         sums = np.stack([np.bincount(place, values, len(keys)) for values in self.sums.T], axis=1)
         return replace(self, bins=np.stack([keys // (2 * _FAR), keys % (2 * _FAR) - _FAR], axis=1), sums=sums)
-
-    @property
-    def num_chunks(self) -> int:
-        return int(self.sums[:, 0].sum())
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.sums[:, 1].sum())
-
-    @property
-    def tokens_per_chunk(self) -> float:
-        return self.num_tokens / self.num_chunks
 
     def moments(self, space: str = "log") -> tuple[Pair, Pair]:
         """`(m, s)`: means and standard deviations of both logarithms, nats.

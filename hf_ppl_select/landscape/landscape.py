@@ -16,9 +16,10 @@ import numpy as np
 from ..data.columns import read_columns
 from ..data.saving import load_json, save_json
 from .cells import Cells
+from .histogram import Histogram
 from .joint import JointLandscape
 from .reach import AttainableRegion, attainable_region, out_of_reach
-from .scores import Column, as_column, check_same_kind, check_size, which_are_scored
+from .scores import Column, as_column, which_are_scored
 
 BINS_PER_NAT = 256
 _SCHEMA_VERSION = 1
@@ -28,7 +29,7 @@ _NOTHING = np.empty(0, dtype=np.int64), np.empty((0, len(_SUMS)))
 
 
 @dataclass(frozen=True, eq=False)
-class PerplexityLandscape:
+class PerplexityLandscape(Histogram):
     """The distribution of a score, perplexity unless another column is named, over the chunks of a corpus.
 
     A score is any positive number per chunk; its logarithm is in nats. Where the score is perplexity, that is nll.
@@ -157,37 +158,19 @@ class PerplexityLandscape:
         sums = np.stack([column[bins] for column in sums], axis=1).astype(float)
         return cls(bins + lowest, sums, weights, skipped, infinite, model, column)
 
-    def _checked(self) -> PerplexityLandscape:
-        if not len(self.bins):
-            counts = f"{self.num_skipped} are empty, {self.num_infinite} infinite"
-            raise ValueError(f"no chunk has a finite {self.column} ({counts}); there is no landscape to describe.")
-        return self
-
     def merge(self, other: PerplexityLandscape) -> PerplexityLandscape:
         """The landscape of both corpora together.
 
         Raises:
             ValueError: another model scored `other`, it is of another column, or its weights differ.
         """
-        check_same_kind(self, other)
+        self._check_same_kind(other)
         bins, place = np.unique(np.concatenate([self.bins, other.bins]), return_inverse=True)
         sums = np.zeros((len(bins), len(_SUMS)))
         np.add.at(sums, place, np.concatenate([self.sums, other.sums]))
         skipped, infinite = self.num_skipped + other.num_skipped, self.num_infinite + other.num_infinite
         model = self.model or other.model
         return PerplexityLandscape(bins, sums, self.weights, skipped, infinite, model, self.column)
-
-    @property
-    def num_chunks(self) -> int:
-        return int(self.sums[:, 0].sum())
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.sums[:, 1].sum())
-
-    @property
-    def tokens_per_chunk(self) -> float:
-        return self.num_tokens / self.num_chunks
 
     def moments(self, space: Literal["linear", "log"]) -> tuple[float, float]:
         """`(mu, sigma)`: mean, standard deviation of the score (`"linear"`) or its logarithm, nats (`"log"`)."""
@@ -241,7 +224,7 @@ class PerplexityLandscape:
         Raises:
             ValueError: `num_tokens` is more than the corpus has, or less than one chunk.
         """
-        check_size(self, num_tokens)
+        self.check_size(num_tokens)
         w, mean, std = self.bin_moments(space)
         return attainable_region(mean, num_tokens, self.sums[:, 1], w, std, space, self.column)
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from .reach import check_budget
-
 Column = str | tuple[str, str]
 Moment = float | tuple[float, float]  # of one column, or of each of two
 
@@ -83,25 +81,3 @@ def which_are_scored(values: np.ndarray, num_tokens: np.ndarray, column: str, st
             f"{column} {what}, and num_tokens is positive. Is it {'nll' if is_perplexity else 'a logarithm'}?"
         )
     return scored
-
-
-def check_same_kind(one: Any, other: Any) -> None:
-    """ValueError where two landscapes are of other columns, models or weights, and so cannot be merged."""
-    if one.column != other.column:
-        raise ValueError(f"cannot merge a landscape of {in_words(one.column)} with one of {in_words(other.column)}.")
-    if one.model and other.model and one.model != other.model:
-        raise ValueError(
-            f"cannot merge landscapes of different models ({one.model} and {other.model}): their perplexities "
-            "do not compare. Score both corpora with one model."
-        )
-    if one.weights != other.weights:
-        raise ValueError(f"cannot merge a landscape weighted by {one.weights} with one by {other.weights}.")
-
-
-def check_size(landscape: Any, num_tokens: float) -> None:
-    """ValueError where a budget is more tokens than the corpus has, or less than one chunk."""
-    check_budget(num_tokens, landscape.num_tokens)
-    if not num_tokens >= min(landscape.tokens_per_chunk, landscape.num_tokens):
-        raise ValueError(
-            f"asked for {num_tokens:g} tokens, but one chunk holds {landscape.tokens_per_chunk:g} on average."
-        )

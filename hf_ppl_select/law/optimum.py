@@ -18,7 +18,7 @@ import numpy as np
 
 from ..landscape.joint import JointLandscape
 from ..landscape.landscape import PerplexityLandscape
-from ..landscape.scores import Column, Moment, check_size, in_words
+from ..landscape.scores import Column, Moment, in_words
 from .forms import Law, tokens_for, why_never
 from .intervals import check_intervals
 from .optimum_intervals import finite, gain_intervals, place_intervals, places
@@ -215,7 +215,7 @@ def find_optimum(
     for each in (law, *([] if general_law is None else [general_law])):
         check_same_scores(each, landscape)
     bound = _bound(law, general_law, max_general_loss, num_tokens)
-    check_size(landscape, num_tokens)
+    landscape.check_size(num_tokens)
     random = landscape.moments(law.space)
     laws = (law,) if bound is None else (law, bound.law)
     candidates, free_sigma = None, None
