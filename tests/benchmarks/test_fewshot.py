@@ -3,16 +3,12 @@
 import json
 
 import pytest
+from question_files import write_jsonl
 
 from hf_ppl_select.benchmarks import BENCHMARKS, own_benchmark, read_benchmarks, run_benchmarks
 from hf_ppl_select.benchmarks.loading import load_questions
 
 HEAD = "The following are multiple choice questions (with answers) about {}.\n\n"
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def mmlu_rows(subject, questions, answer=0):
