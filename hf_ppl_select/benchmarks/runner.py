@@ -90,13 +90,13 @@ def run_benchmarks(
     max_length = min(
         max_length or model_max_length(model.config, tokenizer), model_max_length(model.config, tokenizer)
     )
-    for benchmark, _, questions in loaded[1:]:  # what cannot be scored is an error now, not after the first one's run
-        encode_questions(questions, tokenizer, max_length, name=benchmark.name)
+    # All of them first: what cannot be scored is an error now, and not after another one's run
+    encoded = [encode_questions(questions, tokenizer, max_length, name=each.name) for each, _, questions in loaded]
     scorer = SharedPrefixScorer(engine or LikelihoodEngine(model))
 
     results = {}
     for benchmark, source, questions in loaded:
-        requests = encode_questions(questions, tokenizer, max_length, name=benchmark.name)
+        requests = encoded.pop(0)
         log_likelihoods = score_requests(scorer, requests, title=benchmark.name, progress=progress)
         records = tuple(
             _record(question, row, scores)
