@@ -82,6 +82,8 @@ def finish_run(
         trainer.push_to_hub()
     if script_args.merge_adapter:
         save_merged(trainer)
+    # Together: a process that ends just after a collective call can abort, when gloo's thread still holds its tensors
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 

@@ -205,7 +205,7 @@ def test_report_is_json_and_enough_to_reproduce(law, tmp_path):
     columns = corpus()
     plan = plan_selection(columns, law=law, num_tokens=100_000, seed=5)
     plan.save(tmp_path / "selection.json")
-    saved = load_json(tmp_path / "selection.json", kind="selection", version=2)
+    saved = load_json(tmp_path / "selection.json", kind="selection", version=3)
     assert saved == plan.report() == json.loads(json.dumps(plan.report()))
     again = plan_selection(
         columns,
