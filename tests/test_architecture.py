@@ -6,9 +6,11 @@ between folders nor between files.
 """
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -114,6 +116,17 @@ def imports_of(name: str) -> list[tuple[int, str, str | None]]:
     return found
 
 
+def imported_when_run(tree: ast.AST) -> Iterator[ast.ImportFrom]:
+    """The `from` imports that are not for type checkers only, nor tried."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node
+        elif not isinstance(node, ast.Try) and not (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        ):
+            yield from imported_when_run(node)
+
+
 def arrows() -> list[tuple[str, str, str]]:
     """`(where, from, to)` for every import of one of our modules by another."""
     return [
@@ -132,6 +145,35 @@ def test_what_is_imported_of_ours_exists():
         if module.partition(".")[0] in OURS
         and (module not in FILES or (wanted is not None and wanted not in names_in(module)))
     ]
+    assert not missing, "\n".join(missing)
+
+
+def test_what_is_imported_late_from_libraries_exists():
+    """With the oldest versions, too, whose names are other ones, and where no test may come by."""
+    needed = (
+        "accelerate",
+        "datasets",
+        "evaluate",
+        "huggingface_hub",
+        "numpy",
+        "pyarrow",
+        "scipy",
+        "torch",
+        "transformers",
+    )
+    missing = []
+    for name in FILES:
+        for statement in imported_when_run(tree_of(name)):
+            if statement.level or statement.module.partition(".")[0] not in needed:
+                continue
+            module = importlib.import_module(statement.module)
+            for alias in statement.names:
+                submodule = f"{statement.module}.{alias.name}"
+                has_it = (
+                    hasattr(module, alias.name) or hasattr(module, "__path__") and importlib.util.find_spec(submodule)
+                )
+                if not has_it:
+                    missing.append(f"{FILES[name].relative_to(ROOT)}:{statement.lineno} imports {submodule}")
     assert not missing, "\n".join(missing)
 
 

@@ -115,10 +115,10 @@ def _hub_file(model: str, filename: str, revision: str | None) -> str | None:
     """The path in the Hub's cache, downloaded if need be; None if it cannot be had."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
     )
 
     try:
@@ -127,7 +127,9 @@ def _hub_file(model: str, filename: str, revision: str | None) -> str | None:
         if is_commit and known is not None:
             return known if isinstance(known, str) else None  # or it is known that the commit has no such file
         return hf_hub_download(model, filename, revision=revision)
-    except (RemoteEntryNotFoundError, HFValidationError):
+    except LocalEntryNotFoundError:  # the Hub could not be asked
+        return known if isinstance(known, str) else None
+    except (EntryNotFoundError, HFValidationError):
         return None
-    except (LocalEntryNotFoundError, HfHubHTTPError):
+    except HfHubHTTPError:
         return known if isinstance(known, str) else None
