@@ -63,9 +63,13 @@ class FitLawArguments:
     total_tokens: int | None = field(
         default=None, metadata={"help": "Training tokens of all probes together: chooses the three options above."}
     )
-    column: str = field(
-        default="perplexity",
-        metadata={"help": "Score column that the law is about, and in which the probes spread; any positive one."},
+    column: list[str] = field(
+        default_factory=lambda: ["perplexity"],
+        metadata={
+            "help": "Score columns in which the probes spread, any positive ones; the law is of the one that predicts "
+            "best, or of two together.",
+            "aliases": ["--score"],
+        },
     )
     probe_space: str = field(default="log", metadata={"help": "Space in which the probes spread: log or linear."})
     probe_index: int | None = field(
@@ -98,27 +102,27 @@ def main(script_args, training_args, model_args):
         check_same_settings,
         choose_probes,
         collect_points,
+        compare_columns,
         design_runs,
         format_comparison,
         train_probes,
     )
-    from hf_ppl_select import PerplexityLandscape, compare_scaling_laws, fit_scaling_law
+    from hf_ppl_select import PerplexityLandscape, fit_scaling_law
     from hf_ppl_select.data.load import load_rows
     from hf_ppl_select.data.saving import save_json
     from hf_ppl_select.law.points import read_law_points
     from hf_ppl_select.likelihood.model_identity import resolve_revision
 
     folder = Path(training_args.output_dir)
-    rows, landscape, corpus, plan = [], None, None, None
+    rows, dataset, corpus, plan = [], None, None, None
     if script_args.dataset_name:
         disable_progress_bars()
         dataset = load_rows(script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split)
-        landscape = PerplexityLandscape.from_dataset(dataset, column=script_args.column)
     if script_args.num_probes != 0:
         for option in ("dataset_name", "eval_file"):
             if getattr(script_args, option) is None:
                 raise ValueError(f"probes need --{option}; or fit to known points: --points FILE --num_probes 0.")
-        plan = design_runs(script_args, dataset, landscape, training_args.seed)
+        plan = design_runs(script_args, dataset, training_args.seed)
         chosen = [] if script_args.fit_only else choose_probes(plan, dataset, training_args.seed)
         corpus = check_same_settings(folder, script_args, training_args, model_args, dataset, plan)
         train_probes(plan, chosen, folder, script_args, training_args, model_args)
@@ -130,17 +134,18 @@ def main(script_args, training_args, model_args):
     if not rows:
         raise ValueError("there are no law points: let probes run (--num_probes 8), or pass --points FILE.")
 
-    comparison = compare_scaling_laws(rows)
+    comparison, chosen = compare_columns(rows, script_args.column, script_args.form, script_args.space)
     origin = {"model": model_args.model_name_or_path, "corpus": corpus}
     if plan is not None:
         with suppress(OSError):  # --fit_only where the model is not
             origin["model_revision"] = resolve_revision(origin["model"], model_args.model_revision)
-    law = fit_scaling_law(rows, script_args.form, script_args.space, column=script_args.column, **origin)
+    law = fit_scaling_law(rows, chosen["form"], chosen["space"], column=chosen["column"], **origin)
     save_json(folder / "comparison.json", {"forms": comparison}, kind="law_comparison", version=1)
     print(f"\n{format_comparison(comparison)}\n")
     print_law(law)
     problem = None
-    if landscape is not None:
+    if dataset is not None:
+        landscape = PerplexityLandscape.from_dataset(dataset, column=law.column)
         try:
             optimum = best_landscape(law, landscape, rows, script_args, training_args, model_args)
             print_planning(law, landscape, optimum, plan)

@@ -81,7 +81,12 @@ def _base_general_loss(script_args, training_args, model_args) -> float:
 
 
 def print_planning(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Optimum, plan: ProbePlan | None) -> None:
-    """What other budgets gain, where the corpus is exhausted, and what other probes of the same cost would tell."""
+    """What other budgets gain, where the corpus is exhausted, and what other probes of the same cost would tell.
+
+    Not of two score columns together, of which each optimum takes seconds.
+    """
+    if not isinstance(law.column, str):
+        return
     print("   tokens     share   gain over random (95 % interval)   random needs")
     budgets = [optimum.num_tokens * 4.0**power for power in (-1, 0, 1, 2, 3)]
     for row in gain_by_budget(law, landscape, [b for b in budgets if b <= landscape.num_tokens]):
@@ -111,8 +116,11 @@ def print_planning(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Opt
 
 
 def plot_law(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Optimum, folder: Path) -> None:
-    """The law's surface, its predictions against what was measured, and its loss against training tokens."""
-    if not find_spec("matplotlib"):
+    """The law's surface, its predictions against what was measured, and its loss against training tokens.
+
+    Not of two score columns together.
+    """
+    if not find_spec("matplotlib") or not isinstance(law.column, str):
         return
     from hf_ppl_select.plots.plots import plot_law_surface, plot_loss_against_tokens, plot_predicted_against_measured
 

@@ -8,19 +8,23 @@ from __future__ import annotations
 import copy
 import gc
 import hashlib
+import itertools
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fitting.ray_probes import train_with_ray
-from hf_ppl_select import select_subset
+from hf_ppl_select import PerplexityLandscape, compare_scaling_laws, select_subset
 from hf_ppl_select.data.load import load_texts
 from hf_ppl_select.data.saving import load_json, save_json
+from hf_ppl_select.landscape.scores import in_words
+from hf_ppl_select.law.comparison import choose_form, only_without_features
 from hf_ppl_select.law.points import LawPoints, append_law_points, read_law_points
 from hf_ppl_select.probes.design import ProbeTarget, design_probes, prefix_points, probe_order
 from hf_ppl_select.probes.plan import ProbePlan, plan_probes
@@ -30,32 +34,39 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from trl import ModelConfig, SFTConfig
 
-    from hf_ppl_select import PerplexityLandscape
-
 
 _DRAWS = 16
 _SETTINGS_VERSION = 2  # 1 hashed perplexities only, and its random probe was another subset
 SCORES = ("perplexity", "perplexity_ratio", "ngram_ratio", "ifd")  # law points hold those that the chunks have
 
 
-def design_runs(script_args, dataset: Dataset, landscape: PerplexityLandscape, seed: int) -> ProbePlan:
-    """Which probes, how long, measured when: as the options say, or chosen for --total_tokens."""
+def design_runs(script_args, dataset: Dataset, seed: int) -> ProbePlan:
+    """Which probes, how long, measured when: as the options say, or chosen for --total_tokens.
+
+    With several score columns they take turns: the first probe is random, the second spreads in the first column.
+    """
+    landscapes = [PerplexityLandscape.from_dataset(dataset, column=column) for column in script_args.column]
     if script_args.total_tokens is not None:
         if script_args.num_tokens is not None or script_args.ladder is not None:
             raise ValueError(
                 "--total_tokens chooses the probes' num_tokens and ladder; leave --num_tokens, --ladder out."
             )
         options = {"num_runs": script_args.num_probes, "space": script_args.probe_space, "seed": seed}
-        plan = plan_probes(landscape, script_args.total_tokens, **options)
+        plan = plan_probes(landscapes[0], script_args.total_tokens, **options)
         num_runs, num_tokens, ladder = len(plan.probes), plan.tokens_per_run, plan.ladder
     else:
         num_runs = 8 if script_args.num_probes is None else script_args.num_probes
         num_tokens = 1_000_000 if script_args.num_tokens is None else script_args.num_tokens
         ladder = script_args.ladder or [num_tokens // 4, num_tokens // 2, num_tokens]
-    probes = design_probes(
-        landscape, num_runs=num_runs, tokens_per_run=num_tokens, space=script_args.probe_space, seed=seed
-    )
-    return ProbePlan(tuple(probes), num_tokens, tuple(sorted(ladder)))
+    probes: list[ProbeTarget] = []
+    for k, landscape in enumerate(landscapes):
+        share = 1 + len(range(k, num_runs - 1, len(landscapes)))
+        options = {"num_runs": share, "tokens_per_run": num_tokens, "space": script_args.probe_space, "seed": seed}
+        random, *spread = design_probes(landscape, **options)
+        probes = probes or [random] * num_runs
+        probes[1 + k :: len(landscapes)] = spread
+    named = [replace(probe, run=f"probe-{k:02d}") for k, probe in enumerate(probes[1:])]
+    return ProbePlan((probes[0], *named), num_tokens, tuple(sorted(ladder)))
 
 
 def check_same_settings(
@@ -70,7 +81,7 @@ def check_same_settings(
         ValueError: naming the settings that changed.
     """
     training = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "seed")
-    scores = np.asarray(dataset[script_args.column][:], dtype=np.float64)
+    scores = np.stack([np.asarray(dataset[column][:], dtype=np.float64) for column in script_args.column])
     settings = {
         "model": model_args.model_name_or_path,
         "use_peft": model_args.use_peft,
@@ -94,7 +105,7 @@ def check_same_settings(
             )
     else:
         save_json(path, settings, kind="probe_settings", version=_SETTINGS_VERSION)
-    return f"{script_args.dataset_name} ({script_args.column} sha256:{settings['scores'][:16]})"
+    return f"{script_args.dataset_name} ({' and '.join(script_args.column)} sha256:{settings['scores'][:16]})"
 
 
 def choose_probes(plan: ProbePlan, dataset: Dataset, seed: int) -> list[tuple[Dataset, list[dict[str, Any]]]]:
@@ -106,7 +117,8 @@ def choose_probes(plan: ProbePlan, dataset: Dataset, seed: int) -> list[tuple[Da
     chosen, budget = [], max(plan.ladder)
     for probe in plan.probes:
         if probe.strategy == "random":
-            subset = dataset.select(representative_rows(dataset, budget, probe, seed))
+            columns = list(dict.fromkeys(probe.column for probe in plan.probes))
+            subset = dataset.select(representative_rows(dataset, budget, columns, probe.space, seed))
         else:
             target = {"target": (probe.mu, probe.sigma), "space": probe.space, "column": probe.column}
             subset = select_subset(dataset, num_tokens=budget, strategy=probe.strategy, seed=seed, **target)
@@ -118,16 +130,20 @@ def choose_probes(plan: ProbePlan, dataset: Dataset, seed: int) -> list[tuple[Da
     return chosen
 
 
-def representative_rows(dataset: Dataset, num_tokens: float, probe: ProbeTarget, seed: int) -> np.ndarray:
-    """Rows of a random subset in training order, drawn evenly along the score: of some draws the one whose moments are
-    nearest to the corpus's own, so that the probes cover what the law says of random subsets.
+def representative_rows(
+    dataset: Dataset, num_tokens: float, columns: Sequence[str], space: str, seed: int
+) -> np.ndarray:
+    """Rows of a random subset in training order, drawn evenly along the first score: of some draws the one whose
+    moments are nearest to the corpus's own, so that the probes cover what the law says of random subsets.
     """
-    every, best, least = find_candidates(dataset, num_tokens, column=probe.column), None, np.inf
-    values = np.log(every.scores) if probe.space == "log" else every.scores
+    every, best, least = find_candidates(dataset, num_tokens, column=columns[0]), None, np.inf
+    scores = [np.asarray(dataset[column][:], dtype=np.float64)[every.rows] for column in columns]
+    scores = [np.log(values) if space == "log" else values for values in scores]
     for draw in range(_DRAWS):
-        order = probe_order(values, seed=_DRAWS * seed + draw)
+        order = probe_order(scores[0], seed=_DRAWS * seed + draw)
         order = order[: np.searchsorted(np.cumsum(every.tokens[order]), num_tokens, side="right")]
-        error = max(abs(values[order].mean() - probe.mu), abs(values[order].std() - probe.sigma))
+        off = [(values[order].mean() - values.mean(), values[order].std() - values.std()) for values in scores]
+        error = max(np.abs(both).max() / values.std() for both, values in zip(off, scores))
         if error < least:
             best, least = order, error
     return every.rows[best]
@@ -234,8 +250,28 @@ def run_probe(
     gc.collect()
 
 
+def compare_columns(
+    points: Sequence[Mapping[str, Any]], columns: Sequence[str], form: str = "auto", space: str = "auto"
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every law form of every score column, and of every two together, out of sample: the table, best first, and its
+    row to take: of those within one standard error of the best the one with fewest parameters.
+    """
+    rows = []
+    for column in (*columns, *(itertools.combinations(columns, 2) if space != "linear" else ())):
+        asked = space if isinstance(column, str) else "log"
+        found = compare_scaling_laws(points, form=form, space=asked, column=column)
+        rows += [row | {"chosen": False} for row in found if not rows or row["form"] != "data_only"]
+    rows.sort(key=lambda row: (row["problem"] is not None, row["loo_mae"] or 0.0, row["num_params"]))
+    chosen = rows[0] if len(rows) == 1 else choose_form(rows)
+    if form == "auto" and (blind := only_without_features(rows)):
+        warnings.warn(blind, stacklevel=2)
+    chosen["chosen"] = True
+    return rows, chosen
+
+
 def format_comparison(comparison: Sequence[Mapping[str, Any]]) -> str:
     """The forms as a table, best out of sample first; with the score column where there are several."""
+    comparison = [row | {"column": in_words(row["column"])} for row in comparison]
     columns = dict.fromkeys(row["column"] for row in comparison)
     width = max(map(len, columns)) + 2 if len(columns) > 1 else 0
     head = "column"[:width].ljust(width)

@@ -271,3 +271,70 @@ def test_probes_of_another_column_record_all_columns_and_the_random_one_has_the_
                 assert 16_384 - 128 < points[-1]["num_tokens"] == sum(subset["num_tokens"]) <= 16_384
                 assert points[-1]["mu"] == pytest.approx(np.mean(subset["perplexity"]))
                 assert points[-1]["mu_ngram_ratio"] == pytest.approx(np.mean(subset["ngram_ratio"]))
+
+
+@pytest.mark.parametrize("ruled_by", ["ngram_ratio", "both"])
+def test_of_several_columns_the_law_takes_what_predicts_best(tmp_path, capsys, ruled_by):
+    """Losses made from one column's moments, or both's: the law is of that column, or of the pair."""
+    from datasets import Dataset
+
+    from hf_ppl_select import ScalingLaw
+
+    rng = np.random.default_rng(0)
+    scores = {"perplexity": np.exp(rng.normal(3.0, 0.4, 3000)), "ngram_ratio": np.exp(rng.normal(0.5, 0.4, 3000))}
+    corpus = tmp_path / "scored.parquet"
+    Dataset.from_dict({"text": ["x"] * 3000, **scores, "num_tokens": [128] * 3000}).to_parquet(corpus)
+    points = []
+    for k in range(14):
+        m, r = rng.normal(3.0, 0.25), rng.normal(0.5, 0.25)
+        for num_tokens in (8192, 16384, 32768):
+            excess = 0.4 * (r - 0.8) ** 2 + (0.4 * (m - 3.2) ** 2 if ruled_by == "both" else 0.0)
+            loss = 1.5 + np.exp(excess + 1.5 - 0.12 * np.log(num_tokens)) + rng.normal(0, 1e-4)
+            moments = {
+                "mu": np.exp(m),
+                "sigma": 5.0 + rng.random(),
+                "log_mu": m,
+                "log_sigma": 0.3 + 0.05 * rng.random(),
+            }
+            other = {f"{name}_ngram_ratio": value for name, value in moments.items()}
+            other |= {"mu_ngram_ratio": np.exp(r), "log_mu_ngram_ratio": r}
+            points.append({"run": f"run-{k}", **moments, **other, "num_tokens": num_tokens, "loss": loss})
+    (tmp_path / "points.jsonl").write_text("".join(json.dumps(row) + "\n" for row in points))
+    known = ["--points", tmp_path / "points.jsonl", "--num_probes", 0, "--dataset_name", corpus]
+    call(
+        *known, "--score", "perplexity", "ngram_ratio", "--use_cpu", "--bf16", False, "--output_dir", tmp_path / "law"
+    )
+    law = ScalingLaw.load(tmp_path / "law" / "law.json")
+    assert law.column == ("ngram_ratio" if ruled_by == "ngram_ratio" else ("perplexity", "ngram_ratio"))
+    printed = capsys.readouterr().out
+    assert "perplexity and ngram_ratio" in printed and printed.count("<- chosen") == 1 and "best landscape" in printed
+    assert law.params["E"] == pytest.approx(1.5, abs=0.15)
+
+
+def test_probes_take_turns_in_their_columns(tmp_path):
+    from types import SimpleNamespace
+
+    from datasets import Dataset
+
+    from fitting.probe_runs import choose_probes, design_runs
+    from hf_ppl_select import PerplexityLandscape
+    from hf_ppl_select.law.trust import hull_of_probes
+
+    rng = np.random.default_rng(0)
+    columns = ["perplexity", "ngram_ratio"]
+    scores = {"perplexity": np.exp(rng.normal(3.0, 0.4, 3000)), "ngram_ratio": np.exp(rng.normal(0.5, 0.4, 3000))}
+    dataset = Dataset.from_dict({**scores, "num_tokens": [100] * 3000})
+    asked = {"column": columns, "num_probes": 8, "num_tokens": 16_384, "ladder": None, "total_tokens": None}
+    plan = design_runs(SimpleNamespace(**asked, probe_space="log"), dataset, seed=0)
+    assert [probe.run for probe in plan.probes] == ["random", *(f"probe-{k:02d}" for k in range(7))]
+    assert [probe.column for probe in plan.probes] == ["perplexity", *columns, *columns, *columns, "perplexity"]
+    last = [points[-1] for _, points in choose_probes(plan, dataset, seed=0)]
+    for column in columns:
+        suffix = "" if column == "perplexity" else f"_{column}"
+        found = np.array([[point[f"log_{name}{suffix}"] for name in ("mu", "sigma")] for point in last])
+        mu, sigma = PerplexityLandscape.from_dataset(dataset, column=column).moments("log")
+        assert abs(found[0, 0] - mu) < 0.05 * sigma and abs(found[0, 1] / sigma - 1) < 0.05, "the random one"
+        assert hull_of_probes(*found.T, "log").contains(mu, sigma)
+        for probe, (m, s) in zip(plan.probes[1:], found[1:]):
+            if probe.column == column:
+                assert abs(m - probe.mu) < 0.02 * sigma and abs(s / probe.sigma - 1) < 0.02
