@@ -11,6 +11,8 @@ from .version import __version__
 _MODULE_OF = {
     "PerplexityScorer": "scoring.perplexity",
     "score_ppl": "scoring.perplexity",
+    "NgramScorer": "scoring.ngrams",
+    "NgramCounts": "scoring.ngram_counts",
     "chunk_documents": "data.chunking",
     "PerplexityLandscape": "landscape.landscape",
     "ScalingLaw": "law.scaling_law",
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from .law.comparison import compare_scaling_laws
     from .law.fit import fit_scaling_law
     from .law.scaling_law import ScalingLaw
+    from .scoring.ngram_counts import NgramCounts
+    from .scoring.ngrams import NgramScorer
     from .scoring.perplexity import PerplexityScorer, score_ppl
     from .selection.select import PerplexitySelector, select_subset
 

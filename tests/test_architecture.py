@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "version": "",
     "command": "",
     "__main__": "command",
-    "scoring": "likelihood",
+    "scoring": "data likelihood",
     "landscape": "data",
     "hub": "data landscape",
     "law/posterior": "",

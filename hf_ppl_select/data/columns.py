@@ -20,7 +20,7 @@ def read_columns(dataset: Any, *names: str, batch_size: int = 100_000) -> Iterat
     if missing := [name for name in names if name not in present]:
         raise KeyError(
             f"the dataset has no column {missing[0]!r}, it has {', '.join(map(str, present)) or 'none'}; "
-            "run dataset.map(score_ppl, batched=True) first."
+            "run dataset.map(score_ppl, batched=True) first, or name the one it is in (column=, num_tokens_column=)."
         )
     if hasattr(dataset, "select_columns"):
         chosen = dataset.select_columns(list(names))

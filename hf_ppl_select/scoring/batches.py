@@ -56,6 +56,14 @@ def with_columns(rows: Any, columns: Mapping[str, Any]) -> Any:
     return rows.assign(**arrays) if _is_frame(rows) else {**rows, **arrays}
 
 
+def nullable(values: np.ndarray) -> Any:
+    """Scores with None for NaN, which becomes null in a column; all NaN they stay, so that the column has a type."""
+    missing = np.isnan(values)
+    if missing.all() or not missing.any():
+        return values
+    return [None if nothing else value for value, nothing in zip(values.tolist(), missing)]
+
+
 def _array(values: Any) -> Any:
     """An array as it is; perplexities as float64, their None as NaN."""
     return values if hasattr(values, "dtype") else np.array(values, dtype=np.float64)[()]

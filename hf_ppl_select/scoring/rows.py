@@ -98,7 +98,7 @@ def columns_to_score(rows: Mapping[str, Any], text_column: str) -> tuple[str, ..
             return columns + tuple(column for column in more if column in rows)
     raise KeyError(
         f"No column {text_column!r} to score; the columns are {sorted(rows)}. Pass "
-        f"PerplexityScorer(..., text_column=...), or bring 'prompt' and 'completion', or 'messages'."
+        "text_column=..., or bring 'prompt' and 'completion', or 'messages'."
     )
 
 
@@ -158,7 +158,7 @@ def windows(
 def _tokenize_texts(
     texts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, column: str, split_special_tokens: bool
 ) -> list[TokenizedRow]:
-    texts = _strings(texts, column)
+    texts = as_strings(texts, column)
     if not texts:
         return []
     encoded = _encode(tokenizer, texts, split_special_tokens)
@@ -174,7 +174,7 @@ def _tokenize_pairs(
     tokenizer: PreTrainedTokenizerBase,
     split_special_tokens: bool,
 ) -> list[TokenizedRow]:
-    prompts, completions = _strings(prompts, "prompt"), _strings(completions, "completion")
+    prompts, completions = as_strings(prompts, "prompt"), as_strings(completions, "completion")
     wholes = [prompt + completion for prompt, completion in zip(prompts, completions)]
     return _completions(prompts, wholes, tokenizer, split_special_tokens)
 
@@ -283,7 +283,7 @@ def _no_offsets(row: int, tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def _strings(texts: Sequence[Any], column: str) -> list[str]:
+def as_strings(texts: Sequence[Any], column: str) -> list[str]:
     texts = ["" if text is None else text for text in texts]
     for index, text in enumerate(texts):
         if not isinstance(text, str):
