@@ -12,6 +12,7 @@ from types import ModuleType
 PROGRAM = "hf-ppl-select"
 COMMANDS = {  # name: script, what it does
     "score": ("score", "documents, chunks, perplexities: scores a corpus; its landscape"),
+    "score-ngrams": ("score_ngrams", "adds ngram_ratio: likeness to trusted text, without a model"),
     "score-ray": ("score_ray", "the same on a Ray cluster"),
     "fit-law": ("fit_law", "designs and trains probes, compares law forms, fits the law"),
     "select": ("select_subset", "selects by law or target, also larger than memory; card, push"),
@@ -64,7 +65,7 @@ def as_typed(text: str) -> str:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<12}{about}" for name, (_, about) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<14}{about}" for name, (_, about) in COMMANDS.items())
     return f"""usage: {PROGRAM} COMMAND [--config FILE] [--option value ...]
 
 {commands}

@@ -52,7 +52,7 @@ class NgramCounts:
         counts = cls(num_buckets)
         total = len(texts) if hasattr(texts, "__len__") else None
         with tqdm(desc="Count n-grams", total=total, unit=" rows", unit_scale=True, delay=1.0) as bar:
-            for batch in _batches(texts, text_column):
+            for batch in text_batches(texts, text_column):
                 counts.update(batch)
                 bar.update(len(batch))
         return counts
@@ -134,8 +134,8 @@ def _text_of(value: Any, row: int) -> str:
     raise TypeError(f"Row {row} of the batch holds {type(value).__name__}, where a text or messages must be.")
 
 
-def _batches(texts: Any, text_column: str, batch_size: int = 1000) -> Iterator[list[str]]:
-    """Any rows, some at a time, as texts."""
+def text_batches(texts: Any, text_column: str, batch_size: int = 1000) -> Iterator[list[str]]:
+    """Any rows that [`NgramCounts.of`] takes, some at a time, as texts."""
     if isinstance(texts, str | Mapping):
         kind = "one text" if isinstance(texts, str) else f"a dict of {', '.join(map(str, texts))}"
         raise TypeError(f"n-grams are counted of a datasets.Dataset or an iterable of texts, not of {kind}.")

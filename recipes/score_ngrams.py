@@ -1,0 +1,118 @@
+r"""
+Score rows by the words that trusted text has more often than the corpus: no model, a million chunks in a minute.
+
+# A scored corpus (score.py) gets the column `ngram_ratio` beside perplexity; the trusted text is a small clean sample
+```bash
+python recipes/score_ngrams.py \
+    --dataset_name outputs/scored \
+    --trusted trusted.jsonl \
+    --output_dir outputs/scored_ngrams
+```
+
+Rows are scored as they are: chunks of score.py, texts of a Hub dataset, `prompt` and `completion`, or `messages`; all
+columns stay. Killed and started again, the same command goes on after the last finished shard; processes that
+`accelerate launch` starts share the shards. Beside the data are ngrams.safetensors, which is the fitted `NgramScorer`,
+and landscape.json, of the column ngram_ratio; `select_subset.py --column ngram_ratio` takes the folder.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class NgramArguments:
+    dataset_name: str = field(
+        metadata={"help": "What score.py wrote, a Hub dataset, or a .parquet, .jsonl, .csv or .txt file."}
+    )
+    trusted: str = field(
+        metadata={"help": "Clean text of the domain, some 10,000 words: a file, folder or Hub dataset."}
+    )
+    output_dir: str = field(metadata={"help": "Where the scored rows go."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to score, e.g. train[:1000]."})
+    text_column: str = field(default="text", metadata={"help": "Column with the text."})
+    trusted_column: str | None = field(default=None, metadata={"help": "The same of trusted; default: text_column."})
+    smoothing: float = field(
+        default=0.1, metadata={"help": "Weight of the corpus in the model of trusted text, between 0 and 1."}
+    )
+    num_buckets: int = field(default=2**18, metadata={"help": "That words and pairs of words are hashed into."})
+    shard_size: int = field(default=100_000, metadata={"help": "Rows in a shard: what a kill can lose."})
+
+    def __post_init__(self):
+        if self.shard_size < 1:
+            raise ValueError(f"shard_size must be at least 1, not {self.shard_size}.")
+
+
+def main(args):
+    import numpy as np
+    import pyarrow as pa
+    from tqdm import tqdm
+
+    from hf_ppl_select import NgramCounts, NgramScorer, PerplexityLandscape
+    from hf_ppl_select.data.load import load_rows
+    from hf_ppl_select.scoring.ngram_counts import text_batches
+    from hf_ppl_select.scoring.ngrams import NGRAM_COLUMNS
+    from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows, launched_as
+
+    rank, num_processes, _ = launched_as()
+    rows = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
+    rows = rows.remove_columns([name for name in NGRAM_COLUMNS if name in rows.column_names])
+    counting = {"text_column": args.trusted_column or args.text_column, "num_buckets": args.num_buckets}
+    scorer = NgramScorer.fit(
+        NgramCounts.of(load_rows(args.trusted), **counting),
+        rows,
+        text_column=args.text_column,
+        smoothing=args.smoothing,
+        num_buckets=args.num_buckets,
+    )
+
+    # Go on with what an earlier run of the same settings has finished
+    settings = scorer.settings() | {"shard_size": args.shard_size, "rows_sha256": hash_rows(rows)}
+    starts = range(0, len(rows), args.shard_size)
+    output = ShardedOutput.open(args.output_dir, len(starts), settings, rank=rank)
+    missing = {index: range(starts[index], len(rows))[: args.shard_size] for index in output.missing}
+    print(f"{len(rows)} rows in {len(starts)} shards, of which {len(missing)} are still to score.", flush=True)
+    missing = {index: some for index, some in missing.items() if index % num_processes == rank}
+
+    with tqdm(desc="Score", total=sum(map(len, missing.values())), unit=" rows", unit_scale=True) as bar:
+
+        def read(some):  # in a thread, one shard ahead
+            shard = rows.select(some)
+            return shard, list(text_batches(shard, args.text_column))
+
+        def score(shard_and_texts):
+            shard, batches = shard_and_texts
+            scored = []
+            for texts in batches:
+                scored.append(scorer.score(texts))
+                bar.update(len(texts))
+            for name, values in zip(NGRAM_COLUMNS, zip(*scored)):
+                shard = shard.add_column(name, pa.array(np.concatenate(values), from_pandas=True))  # NaN becomes null
+            return shard
+
+        output.fill(missing, read, score)
+    if output.missing:
+        print(f"Process {rank} is done; {len(output.missing)} shards are for the {num_processes - 1} others.")
+        return
+
+    # The last process to finish gets here
+    tokens = "num_tokens" if "num_tokens" in rows.column_names else "num_words"
+    ratios, num_tokens = (column.to_numpy() for column in output.read(["ngram_ratio", tokens]))
+    landscape = PerplexityLandscape.from_values(ratios, num_tokens, column="ngram_ratio")
+    output.publish()
+    scorer.save(output.folder / "ngrams.safetensors")
+    landscape.save(output.folder / "landscape.json")
+    print(f"{landscape}\n{landscape.num_skipped} rows have no word. Saved to {output.folder}.")
+
+
+def make_parser():
+    from trl import TrlParser
+
+    return TrlParser(NgramArguments, description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+
+
+if __name__ == "__main__":
+    from command_line import answer_help, parse_options, run
+
+    answer_help(NgramArguments, __doc__)
+    (args,) = parse_options(make_parser())
+    run(lambda: main(args))
