@@ -41,7 +41,9 @@ class NgramScorer:
     The features are DSIR's (Xie et al. 2023, arXiv:2302.03169), hashed words and pairs; a difference of two n-gram
     models' cross-entropies ranks text since Moore and Lewis (2010). Other than DSIR, this takes the mean over n-grams,
     not the sum, so that length does not rule; has 262,144 buckets, not 10,000; and smooths by the corpus, where DSIR
-    adds 1e-8 to both shares. See tests/bench/bench_scores_on_dirt.py for what it tells apart.
+    adds 1e-8 to both shares. On two corpora of half dirt, with 16,000 trusted tokens, clean chunks beat all dirt but
+    near-duplicates, which it cannot see, with an AUC of 1.000 and 0.998 [0.997, 0.999]; with DSIR's buckets and
+    smoothing it is 0.984 [0.976, 0.992] and 0.992 [0.987, 0.996] (tests/bench/bench_scores_on_dirt.py).
 
     Of rows with `prompt` and `completion`, or `messages`, all text counts, of every turn. Rows come in every format
     that [`PerplexityScorer`] takes. The state is options and counts: `datasets` finds a finished map again.
