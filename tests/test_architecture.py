@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "trainer_callbacks": "benchmarks law likelihood scoring",
     "recipes/comparing": "benchmarks data plots",
     "recipes/training": "data hf_ppl_select hub likelihood scoring trainer_callbacks",
-    "recipes/fitting": "data hf_ppl_select law likelihood plots probes recipes/training scoring selection "
+    "recipes/fitting": "data hf_ppl_select landscape law likelihood plots probes recipes/training scoring selection "
     "trainer_callbacks",
     "recipes/quickstart_steps": "data hf_ppl_select law likelihood plots recipes/comparing recipes/fitting scoring",
     "recipes": "benchmarks command data hf_ppl_select hub law likelihood plots scoring selection streaming "
