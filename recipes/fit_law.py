@@ -22,8 +22,9 @@ python recipes/fit_law.py \
     --output_dir outputs/law
 ```
 
-# The probes at once: as Ray tasks, one GPU each; or one by one in a job array, and the fit once all are done
+# The probes at once: two on a CPU's cores; as Ray tasks, one GPU each; in a job array, and the fit once all are done
 ```bash
+python recipes/fit_law.py --config recipes/configs/fit_law_medical.yaml --use_cpu --num_workers 2
 python recipes/fit_law.py --config recipes/configs/fit_law_medical.yaml --ray
 python recipes/fit_law.py --config recipes/configs/fit_law_medical.yaml --probe_index $SLURM_ARRAY_TASK_ID
 python recipes/fit_law.py --config recipes/configs/fit_law_medical.yaml --fit_only
@@ -76,6 +77,9 @@ class FitLawArguments:
         default=None, metadata={"help": "Train only this probe, 0 is the random one, and stop: for job arrays."}
     )
     ray: bool = field(default=False, metadata={"help": "Train the probes as Ray tasks, one GPU each (pip: ray)."})
+    num_workers: int = field(
+        default=1, metadata={"help": "Probes trained side by side on a CPU, which is faster for small models."}
+    )
     fit_only: bool = field(default=False, metadata={"help": "Train none; an error lists the probes that are missing."})
     form: str = field(default="auto", metadata={"help": "Law form, or auto: the best out of sample."})
     space: str = field(default="auto", metadata={"help": "Space of the law: linear, log or auto."})
@@ -113,6 +117,8 @@ def main(script_args, training_args, model_args):
     from hf_ppl_select.law.points import read_law_points
     from hf_ppl_select.likelihood.model_identity import resolve_revision
 
+    if script_args.num_workers > 1 and training_args.device.type != "cpu":
+        raise ValueError("--num_workers is for CPUs: add --use_cpu, or train one probe per GPU with --ray.")
     folder = Path(training_args.output_dir)
     rows, dataset, corpus, plan = [], None, None, None
     if script_args.dataset_name:

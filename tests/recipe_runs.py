@@ -1,6 +1,8 @@
 """What the tests of training recipes share: a tiny corpus, options for seconds of training, and ways to start them."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 from warm_processes import start
@@ -73,3 +75,14 @@ def losses_of(metrics):
 
 def held_out_losses(metrics):
     return [row["domain_loss"] for row in metrics["log_history"] if "domain_loss" in row]
+
+
+def write_or_fail(path, fails):
+    if fails:
+        raise ValueError("this one fails")
+    Path(path).write_text(f"{os.getpid()}")
+
+
+def write_and_sleep(path):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)

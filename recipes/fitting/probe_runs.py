@@ -29,6 +29,7 @@ from hf_ppl_select.law.points import LawPoints, append_law_points, read_law_poin
 from hf_ppl_select.probes.design import ProbeTarget, design_probes, prefix_points, probe_order
 from hf_ppl_select.probes.plan import ProbePlan, plan_probes
 from hf_ppl_select.selection.candidates import find_candidates
+from training.side_by_side import run_side_by_side
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -152,7 +153,8 @@ def representative_rows(
 def train_probes(
     plan: ProbePlan, chosen: Sequence[tuple[Dataset, list]], folder: Path, script_args, training_args, model_args
 ) -> None:
-    """Train what is missing: here one by one, as Ray tasks, or only --probe_index; nothing with --fit_only.
+    """Train what is missing: here one by one or --num_workers at once, as Ray tasks, or only --probe_index; nothing
+    with --fit_only.
 
     `chosen` is what [`choose_probes`] returned. Each rung is written when it is measured, so what is done stays done
     if a later probe fails, and the same command goes on from there.
@@ -180,6 +182,17 @@ def train_probes(
     held_out = {"texts": load_texts(script_args.eval_file, column)[0]}
     if script_args.general_eval_file:
         held_out["general_texts"] = load_texts(script_args.general_eval_file, column)[0]
+    if index is None and script_args.num_workers > 1:
+        quiet = copy.deepcopy(training_args)
+        quiet.disable_tqdm = True
+        tasks = [
+            (plan.probes[i], *chosen[i], plan.ladder, folder, _own_points(folder, plan.probes[i]), quiet, model_args)
+            for i in missing
+        ]
+        tasks = [(*task, held_out) for task in tasks]
+        sizes = [plan.tokens_per_run] * len(tasks)
+        run_side_by_side(run_probe, tasks, script_args.num_workers, sizes=sizes, description="Probes")
+        return
     for i, probe in enumerate(plan.probes):
         if index is None or i == index:
             print(

@@ -338,3 +338,15 @@ def test_probes_take_turns_in_their_columns(tmp_path):
         for probe, (m, s) in zip(plan.probes[1:], found[1:]):
             if probe.column == column:
                 assert abs(m - probe.mu) < 0.02 * sigma and abs(s / probe.sigma - 1) < 0.02
+
+
+def test_probes_side_by_side_are_those_one_by_one(scored, tiny_model_dir):
+    few = {"num_probes": 4, "form": "no_interaction", "space": "linear"}
+    points = {}
+    for workers in (1, 2):
+        folder = scored.parent / f"law-{workers}"
+        call(*options(scored, tiny_model_dir, **few, num_workers=workers, output_dir=folder))
+        points[workers] = [json.loads(line) for line in (folder / "points.jsonl").read_text().splitlines()]
+    assert len(points[1]) == 12
+    for one, other in zip(*points.values(), strict=True):
+        assert one | {"loss": 0} == other | {"loss": 0} and one["loss"] == pytest.approx(other["loss"], abs=1e-4)
