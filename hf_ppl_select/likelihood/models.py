@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +60,8 @@ def load_model(
     try:
         base = adapter_base(name_or_path, revision)
         source, options = (base[0], own | {"revision": base[1]}) if base else (name_or_path, own)
-        if base and find_spec("peft") is None:
-            raise ImportError(f'The model {name_or_path!r} is an adapter: pip install "hf-ppl-select[peft]".')
+        if base:
+            _check_peft(name_or_path)
         config = AutoConfig.from_pretrained(source, **options)
         _check_kind(source, config, trust_remote_code)
         tokenizer = load_tokenizer(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
@@ -69,8 +69,7 @@ def load_model(
         model, found = AutoModelForCausalLM.from_pretrained(source, **options)
         _check_weights(source, model, found)
         if base:
-            info = model.load_adapter(name_or_path, adapter_kwargs={"revision": revision})
-            _check_weights(name_or_path, model, info.to_dict())
+            load_adapter(model, name_or_path, revision=revision)
     except OSError as error:
         why = "it is neither a local folder with a model nor in the Hub's cache, and the Hub could not provide it"
         if os.path.isdir(name_or_path):
@@ -82,8 +81,43 @@ def load_model(
         ) from error
     model = model.to(device or default_device()).eval()
     if model.device.type == "cpu" and not getattr(model, "is_quantized", False):
-        _leave_the_file(model)
+        _leave_the_file([*model.parameters(), *model.buffers()])
     return model, tokenizer
+
+
+def load_adapter(model: PreTrainedModel, name_or_path: str, *, revision: str | None = None) -> None:
+    """Load an adapter (PEFT) into the model that it is based on, in place and switched on.
+
+    Raises:
+        ImportError: without PEFT.
+        ValueError: it lacks weights, or has some of other shapes.
+    """
+    _check_peft(name_or_path)
+    before = set(map(id, model.parameters()))
+    info = model.load_adapter(name_or_path, adapter_kwargs={"revision": revision})
+    _check_weights(name_or_path, model, info.to_dict())
+    model.to(model.device).eval()
+    if model.device.type == "cpu":
+        _leave_the_file(weight for weight in model.parameters() if id(weight) not in before)
+
+
+def switch_adapters(model: PreTrainedModel, *, on: bool) -> None:
+    """Have a model with an adapter in it compute with the adapter, or as it was before.
+
+    transformers' own `enable_adapters` passes over the modules that an adapter replaces whole (`modules_to_save`).
+
+    Raises:
+        ValueError: to switch off an adapter that has changed the model itself, its biases or its layers.
+    """
+    for config in model.peft_config.values():
+        if not on and (getattr(config, "bias", "none") != "none" or getattr(config, "layer_replication", None)):
+            raise ValueError(
+                f"The adapter of {config.base_model_name_or_path!r} trains biases of the model itself or repeats its "
+                "layers, which cannot be switched off: merge it into the model, and pass the merged one."
+            )
+    for module in model.modules():
+        if hasattr(module, "disable_adapters") and not callable(module.disable_adapters):
+            module.enable_adapters(on)
 
 
 def load_tokenizer(
@@ -106,6 +140,11 @@ def load_tokenizer(
         if found is not None:
             raise
         raise OSError(f"{name_or_path!r} has no tokenizer: save it there, with tokenizer.save_pretrained.") from error
+
+
+def _check_peft(name: str) -> None:
+    if find_spec("peft") is None:
+        raise ImportError(f'The model {name!r} is an adapter: pip install "hf-ppl-select[peft]".')
 
 
 def _check_kind(name: str, config: PreTrainedConfig, trust_remote_code: bool) -> None:
@@ -144,9 +183,9 @@ def _check_weights(name: str, model: PreTrainedModel, found: Mapping[str, Any]) 
         )
 
 
-def _leave_the_file(model: PreTrainedModel) -> None:
-    """Copy the weights, which on a CPU are pages of the checkpoint's file and change where it is overwritten."""
-    for tensor in (*model.parameters(), *model.buffers()):
+def _leave_the_file(tensors: Iterable[torch.Tensor]) -> None:
+    """Copy weights, which on a CPU are pages of the checkpoint's file and change where it is overwritten."""
+    for tensor in tensors:
         tensor.data = tensor.data.clone()
 
 

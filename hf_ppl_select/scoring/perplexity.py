@@ -4,43 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import numpy as np
-
-from ..likelihood.model_identity import default_model_name, folder_stamps, own_revision, resolve_revision
+from ..likelihood.model_identity import default_model_name, own_revision, resolve_revision
 from ..likelihood.start_token import check_start, start_token
 from .batches import is_table, read_batch, with_columns
+from .ifd import check_prompts
+from .loaded import Loaded, check_adapter, load_now
+from .loaded_from import Wanted
 from .rows import TokenizedRow, tokenize_rows
+from .score_columns import REFERENCE_COLUMNS, SCORE_COLUMNS, score_columns
 from .texts import TextLikelihoods, compiling_pays, context_length, evaluate_perplexity, score_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from ..likelihood.engine import LikelihoodEngine
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["PerplexityScorer", "TextLikelihoods", "context_length", "evaluate_perplexity", "score_ppl", "score_rows"]
-
-SCORE_COLUMNS = ("perplexity", "nll_sum", "num_tokens", "num_bytes")
-_IMPORTED_IN = os.getpid()  # a process forked off this one, as `map(..., num_proc=...)` does, has another id
-
-
-@dataclass
-class Loaded:
-    """A model in memory, and what it is: the settings that it was loaded by, and the files that they led to."""
-
-    engine: LikelihoodEngine
-    tokenizer: PreTrainedTokenizerBase
-    model: str
-    revision: str
-    dtype: str
-    stamps: tuple | None  # of a folder
 
 
 class PerplexityScorer:
@@ -61,6 +41,12 @@ class PerplexityScorer:
     `SFTTrainer` trains on, but for the EOS that it writes behind a text: write it there to have it scored. A token
     that crosses from the prompt into the completion counts. A special token's name in a text (`<|im_end|>`) is that
     token, as in training; see `split_special_tokens`.
+
+    With a `reference`, most often the model itself after a moment's training on a small clean sample of a domain, it
+    also adds `reference_nll_sum` (float64, nats) and `perplexity_ratio` (float64, perplexity under the model over
+    perplexity under the reference, `exp((nll_sum - reference_nll_sum) / num_tokens)`): above 1 where the sample taught
+    something about the text (excess loss; CoLoR-Filter, arXiv 2406.10670; RHO-1, arXiv 2404.07965). Both passes are
+    over the same tokens: start token, windows and stride are the model's own.
 
     Rows come as a dict, in any format of `datasets` (`with_format`) or Ray Data (`batch_format`), and tables come back
     as tables with all their columns.
@@ -88,6 +74,12 @@ class PerplexityScorer:
         chat_template: for `messages`, instead of the tokenizer's own.
         split_special_tokens: in texts, take the name of a special token as the letters it is written in; not for
             messages, in which the chat template writes special tokens.
+        reference: what to compare with: Hub id or local folder of a model that has the model's tokenizer, or of an
+            adapter (PEFT) of this very model, which is then held once, the adapter off and on. It takes the model's
+            dtype.
+        reference_revision: Hub branch, tag or commit of it.
+        ifd: of answers, also add `ifd` (float64): perplexity behind the prompt over perplexity without it, see
+            [`hf_ppl_select.scoring.ifd`]; one more pass.
         keep_columns: return a batch's own columns too, as Ray Data's `map_batches` wants it; an empty text then has
             perplexity NaN, not null.
         trust_remote_code: run the checkpoint's own Python; off unless you say so.
@@ -110,10 +102,19 @@ class PerplexityScorer:
         device: str | None = None,
         chat_template: str | None = None,
         split_special_tokens: bool = False,
+        reference: str | None = None,
+        reference_revision: str | None = None,
+        ifd: bool = False,
         keep_columns: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
         check_start(bos)
+        if ifd and bos == "none":
+            raise ValueError(
+                "ifd scores an answer's first token without its prompt: it needs a bos that is not 'none'."
+            )
+        if reference_revision is not None and reference is None:
+            raise ValueError(f"reference_revision={reference_revision!r} is of no reference: pass reference, too.")
         numbers = {"max_length": max_length, "stride": stride, "max_batch_tokens": max_batch_tokens}
         for name, value in numbers.items():
             if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
@@ -136,28 +137,51 @@ class PerplexityScorer:
         self.device = device
         self.chat_template = chat_template
         self.split_special_tokens = split_special_tokens
+        self.reference = reference
+        self.reference_revision = reference_revision
+        self.ifd = ifd
         self.keep_columns = keep_columns
         self.trust_remote_code = trust_remote_code
         self._forget()
 
     def __repr__(self) -> str:
-        return f"PerplexityScorer({self.model_name!r})"
+        reference = "" if self.reference is None else f", reference={self.reference!r}"
+        return f"PerplexityScorer({self.model_name!r}{reference})"
 
     @property
     def model_name(self) -> str:
         return self.model or default_model_name()
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it adds."""
+        return SCORE_COLUMNS + REFERENCE_COLUMNS * (self.reference is not None) + ("ifd",) * self.ifd
+
+    @property
+    def num_passes(self) -> int:
+        """How often it runs a model over a row."""
+        return 1 + (self.reference is not None) + self.ifd
+
     def settings(self) -> dict[str, Any]:
         """What decides the numbers, with the model's resolved commit or the hash of its files; JSON-able.
 
-        From now on the scorer scores with exactly this model.
+        From now on the scorer scores with exactly this model, and with exactly this reference.
+
+        Raises:
+            OSError: one of them cannot be had.
+            ValueError: the reference is an adapter of another model.
         """
-        name = self.model_name
-        revision = resolve_revision(name, self.revision)
-        self._named = name, revision
+        model = Wanted(self.model_name, self.revision, resolve_revision(self.model_name, self.revision))
+        reference, more = None, {"ifd": True} if self.ifd else {}
+        if self.reference is not None:
+            found = resolve_revision(self.reference, self.reference_revision)
+            check_adapter(self.reference, found, model.model, model.named)
+            reference = Wanted(self.reference, self.reference_revision, found)
+            more |= {"reference": self.reference, "reference_revision": found}
+        self._named = model, reference
         return {
-            "model": name,
-            "revision": revision,
+            "model": model.model,
+            "revision": model.named,
             "text_column": self.text_column,
             "bos": self.bos,
             "max_length": self.max_length,
@@ -166,6 +190,7 @@ class PerplexityScorer:
             "chat_template": self.chat_template,
             "split_special_tokens": self.split_special_tokens,
             "version": self._version,
+            **more,  # nothing where there is none: what was scored before there was any keeps its fingerprint
         }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,15 +198,19 @@ class PerplexityScorer:
         return self.settings() | {name: getattr(self, name) for name in others}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update({"reference": None, "reference_revision": None, "ifd": False} | state)
         del self.__dict__["version"]
         self.revision = own_revision(state["revision"])
         self._forget()
-        self._named = state["model"], state["revision"]
+        reference = None
+        if self.reference is not None:
+            self.reference_revision = own_revision(state["reference_revision"])
+            reference = Wanted(self.reference, self.reference_revision, state["reference_revision"])
+        self._named = Wanted(state["model"], self.revision, state["revision"]), reference
 
     def _forget(self) -> None:
         self._loaded: Loaded | None = None
-        self._named: tuple[str, str] | None = None  # model and revision of the latest fingerprint: they are to score
+        self._named: tuple[Wanted | None, Wanted | None] = None, None  # of the latest fingerprint: they are to score
         self._num_tokens: int | None = 0  # scored with layers that are not compiled
 
     def __call__(
@@ -196,6 +225,8 @@ class PerplexityScorer:
 
     def tokenize(self, batch: Mapping[str, Sequence[Any]], rank: int | None = None) -> list[TokenizedRow]:
         """The first half of a call, for a thread that works ahead (recipes/score.py). `batch` is a dict of lists."""
+        if self.ifd:
+            check_prompts(batch, self.text_column)
         return tokenize_rows(
             batch,
             self._load(rank).tokenizer,
@@ -218,92 +249,45 @@ class PerplexityScorer:
             self._num_tokens += sum(len(row.ids) for row in rows)
             if self.compile is True or (compiling_pays(self._num_tokens, engine.device.type) and engine.packs):
                 logger.info("Compiling the layers of %s.", self.model_name)
-                engine.compile()
+                loaded.compile()
                 self._num_tokens = None
         max_length = context_length(engine.model, self.max_length)
-        scored = score_rows(
+        return score_columns(
             rows,
             engine,
+            loaded.reference,
             bos=start_token(engine, loaded.tokenizer, self.bos),
             max_length=max_length,
             stride=self.stride or max_length // 2,
+            ifd=self.ifd,
             progress=progress,
         )
-        return _columns(scored)
 
     def _load(self, rank: int | None) -> Loaded:
-        if self._loaded is None or not self._is_current(self._loaded):
+        model, reference = self._wanted()
+        if self._loaded is None or not self._loaded.is_current(model, reference, self.dtype):
             self._num_tokens = 0
-            self._loaded = self._load_now(rank)
+            self._loaded = load_now(
+                model,
+                reference,
+                dtype=self.dtype,
+                device=self.device,
+                rank=rank,
+                max_batch_tokens=self.max_batch_tokens,
+                trust_remote_code=self.trust_remote_code,
+            )
         return self._loaded
 
-    def _load_now(self, rank: int | None) -> Loaded:
-        import torch
-
-        from ..likelihood.engine import LikelihoodEngine, load_model
-
-        if os.getpid() != _IMPORTED_IN:  # OpenMP threads that the parent has used would hang here
-            torch.set_num_threads(1)
-        if self.device != "cpu" and torch.cuda.is_available() and torch.cuda._is_in_bad_fork():
-            raise RuntimeError(
-                "CUDA cannot be used in a forked process. Call `multiprocess.set_start_method('spawn')` before "
-                "`dataset.map(..., num_proc=..., with_rank=True)`, or leave num_proc out."
-            )
-        device = self.device
-        if device is None and rank is not None and torch.cuda.is_available():
-            device = f"cuda:{rank % torch.cuda.device_count()}"
-        name, stamps, named = self.model_name, self._stamps(), self._named_revision
-        asked = self.revision if named is None else own_revision(named)
-        revision = self._check_same(name, asked, named)
-        options = {"dtype": self.dtype, "device": device, "trust_remote_code": self.trust_remote_code}
-        model, tokenizer = load_model(name, revision=own_revision(revision), **options)
-        self._check_same(name, own_revision(revision), revision)
-        engine = LikelihoodEngine(model, max_batch_tokens=self.max_batch_tokens)
-        return Loaded(engine, tokenizer, name, revision, self.dtype, stamps)
-
-    @staticmethod
-    def _check_same(name: str, asked: str | None, expected: str | None) -> str:
-        """What the model is now, which must be what is expected."""
-        if (found := resolve_revision(name, asked)) != expected and expected is not None:
-            raise RuntimeError(
-                f"The model {name!r} has changed: {expected} was to score, but now it is {found}. Map again, which "
-                "takes it as it is then."
-            )
-        return found
-
-    @property
-    def _named_revision(self) -> str | None:
-        return self._named[1] if self._named is not None and self._named[0] == self.model_name else None
-
-    def _stamps(self) -> tuple | None:
-        return folder_stamps(self.model_name) if os.path.isdir(self.model_name) else None
-
-    def _is_current(self, loaded: Loaded) -> bool:
-        """Whether the loaded model is the one that was named; if none was, the one that its name leads to now."""
-        if (loaded.model, loaded.dtype) != (self.model_name, self.dtype):
-            return False
-        stamps, named = self._stamps(), self._named_revision
-        if named is None:
-            return stamps in (None, loaded.stamps) or resolve_revision(loaded.model) == loaded.revision
-        if stamps != loaded.stamps and named == loaded.revision:
-            loaded.stamps = stamps  # said once
-            if stamps is not None and resolve_revision(loaded.model) != loaded.revision:
-                logger.warning("%s has changed; scoring goes on with what was loaded from it.", loaded.model)
-        return named == loaded.revision
-
-
-def _columns(scored: TextLikelihoods) -> dict[str, Any]:
-    with np.errstate(over="ignore"):  # an infinite perplexity is allowed, and kept
-        values = np.exp(scored.nll_sum / np.maximum(scored.num_tokens, 1))
-    empty = scored.num_tokens == 0
-    return {
-        "perplexity": np.full(len(values), np.nan)
-        if empty.all()
-        else [None if nothing else value for value, nothing in zip(values.tolist(), empty)],
-        "nll_sum": scored.nll_sum,
-        "num_tokens": scored.num_tokens,
-        "num_bytes": scored.num_bytes,
-    }
+    def _wanted(self) -> tuple[Wanted, Wanted | None]:
+        """The model and the reference to score with: those that were named, while their names stay."""
+        model, reference = self._named
+        if model is None or model.model != self.model_name:
+            model = Wanted(self.model_name, self.revision)
+        if self.reference is None:
+            reference = None
+        elif reference is None or reference.model != self.reference:
+            reference = Wanted(self.reference, self.reference_revision)
+        return model, reference
 
 
 score_ppl = PerplexityScorer()

@@ -63,6 +63,44 @@ class TextLikelihoods:
         return float(self.nll_sum.sum() / math.log(2) / self.num_bytes.sum())
 
 
+@dataclass(frozen=True)
+class CutRows:
+    """Rows as windows, for one model after another; `num_tokens` and `num_bytes` are those of each row that count."""
+
+    windows: list[tuple[list[int], Sequence[int]]]
+    owners: list[int]
+    num_tokens: np.ndarray
+    num_bytes: np.ndarray
+
+    def nll_sum(self, engine: LikelihoodEngine, progress: Callable[[int], object] | None = None) -> np.ndarray:
+        """Nats of each row, summed over its tokens that count: float64 `[num_rows]`."""
+        nll = engine.nll([ids for ids, _ in self.windows], [counted for _, counted in self.windows], progress=progress)
+        sums = np.zeros(len(self.num_tokens), dtype=np.float64)
+        np.add.at(sums, np.asarray(self.owners, dtype=np.int64), nll)
+        return sums
+
+
+def cut_rows(rows: Sequence[TokenizedRow], *, bos: int | None, max_length: int, stride: int) -> CutRows:
+    """Cut rows longer than `max_length` into overlapping windows.
+
+    A row's first token counts only behind a BOS: without one, neither it nor its bytes do. No tokens, no bytes.
+
+    Raises:
+        ValueError: not `1 <= stride < max_length`.
+    """
+    if not 1 <= stride < max_length:
+        raise ValueError(f"stride must be from 1 to max_length - 1, not {stride} with max_length {max_length}.")
+    parts, owners = [], []
+    num_tokens = np.zeros(len(rows), dtype=np.int32)
+    for index, row in enumerate(rows):
+        for ids, positions in windows(row, bos=bos, max_length=max_length, stride=stride):
+            parts.append((ids, positions))
+            owners.append(index)
+            num_tokens[index] += len(positions)
+    num_bytes = [row.num_bytes - (0 if row.follows(bos) else row.num_bytes_first) for row in rows]
+    return CutRows(parts, owners, num_tokens, np.where(num_tokens > 0, np.array(num_bytes, dtype=np.int32), 0))
+
+
 def score_rows(
     rows: Sequence[TokenizedRow],
     engine: LikelihoodEngine,
@@ -72,27 +110,9 @@ def score_rows(
     stride: int,
     progress: Callable[[int], object] | None = None,
 ) -> TextLikelihoods:
-    """Sum each row's nll over its counted tokens; rows longer than `max_length` go through overlapping windows.
-
-    A row's first token counts only behind a BOS: without one, neither it nor its bytes do. No tokens, no bytes.
-
-    Raises:
-        ValueError: not `1 <= stride < max_length`.
-    """
-    if not 1 <= stride < max_length:
-        raise ValueError(f"stride must be from 1 to max_length - 1, not {stride} with max_length {max_length}.")
-    sequences, counted, owner = [], [], []
-    num_tokens = np.zeros(len(rows), dtype=np.int32)
-    for index, row in enumerate(rows):
-        for ids, positions in windows(row, bos=bos, max_length=max_length, stride=stride):
-            sequences.append(ids)
-            counted.append(positions)
-            owner.append(index)
-            num_tokens[index] += len(positions)
-    nll_sum = np.zeros(len(rows), dtype=np.float64)
-    np.add.at(nll_sum, np.asarray(owner, dtype=np.int64), engine.nll(sequences, counted, progress=progress))
-    num_bytes = [row.num_bytes - (0 if row.follows(bos) else row.num_bytes_first) for row in rows]
-    return TextLikelihoods(nll_sum, num_tokens, np.where(num_tokens > 0, np.array(num_bytes, dtype=np.int32), 0))
+    """Sum each row's nll over its counted tokens, in windows as [`cut_rows`] makes them."""
+    cut = cut_rows(rows, bos=bos, max_length=max_length, stride=stride)
+    return TextLikelihoods(cut.nll_sum(engine, progress), cut.num_tokens, cut.num_bytes)
 
 
 def evaluate_perplexity(
