@@ -33,7 +33,7 @@ def main():
 
     names = [term.name for term in read_terms().values()]
     scorer = PerplexityScorer(args.model or str(offline_model()))
-    engine, _ = scorer._load(None)
+    engine = scorer._load(None).engine
     scorer({"text": names[:64]})  # the self-checks of the first call are the model's
     engine.outputs = lambda input_ids, **inputs: torch.zeros(*input_ids.shape, 1)
     engine.losses = lambda outputs, targets: torch.zeros(len(targets))

@@ -182,7 +182,7 @@ def small_letters(tokenizer):
         (swapped_words, "vocabulary"),
         (other_eos, "BOS or EOS token"),
         (special_word, "vocabulary|special tokens"),
-        (small_letters, "way of cutting a text"),
+        (small_letters, "way of cutting a text into tokens"),
     ],
 )
 def test_other_tokens_are_refused(scorer, reference, change, what):
