@@ -21,12 +21,24 @@ python recipes/score.py \
 accelerate launch recipes/score.py --config recipes/configs/score_medical.yaml
 ```
 
+# Also how much less surprising each chunk is once the model has learned from a small clean sample: perplexity_ratio.
+# The reference is trained first, into outputs/scored/reference; --reference takes one that there is already
+```bash
+python recipes/score.py --config recipes/configs/score_medical.yaml --trusted trusted.jsonl --eval_file held_out.jsonl
+```
+
 With `--chunk_length 0` rows are scored as they are: texts, `prompt` and `completion`, or `messages`. Killed and
 started again, the same command goes on after the last finished shard. `load_dataset(output_dir)` works once every
-chunk is scored; beside the data are landscape.json and, with matplotlib, landscape.png.
+chunk is scored; beside the data are landscape.json and, with matplotlib, landscape.png, and those of other scores
+(landscape_perplexity_ratio.json).
 """
 
 from dataclasses import dataclass, field
+
+TRAINING_OPTIONS = (
+    *("trusted", "trusted_share", "eval_file"),
+    *("reference_lora", "reference_learning_rate", "reference_epochs"),
+)
 
 
 @dataclass
@@ -61,6 +73,34 @@ class ScoreArguments:
     split_special_tokens: bool = field(
         default=False, metadata={"help": "Take the name of a special token in a text as the letters it is written in."}
     )
+    ifd: bool = field(
+        default=False, metadata={"help": "Also score ifd: an answer's perplexity behind its prompt over that without."}
+    )
+    reference: str | None = field(
+        default=None,
+        metadata={"help": "Also score perplexity_ratio, over this model, or this adapter of the model: id or folder."},
+    )
+    reference_revision: str | None = field(default=None, metadata={"help": "Hub branch, tag or commit of it."})
+    trusted: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train the reference first, on a small clean sample of the domain that is no part of the corpus; "
+            "named like a dataset."
+        },
+    )
+    eval_file: str | None = field(
+        default=None,
+        metadata={"help": "Held-out domain texts: trusted ones may share no run of eight words with them."},
+    )
+    trusted_share: float | None = field(
+        default=None,
+        metadata={"help": "Without `trusted`: this share of eval_file; the rest goes to output_dir/held_out.jsonl."},
+    )
+    reference_lora: bool = field(default=False, metadata={"help": "Train an adapter (LoRA), not all weights."})
+    reference_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of its training; default: 1e-4, of an adapter 1e-3."}
+    )
+    reference_epochs: float = field(default=1.0, metadata={"help": "How often it is trained on the trusted texts."})
     compile: str = field(
         default="auto",
         metadata={"help": "Compile the model's layers: true, false; auto does for a long corpus."},
@@ -76,6 +116,14 @@ class ScoreArguments:
         for name, least in (("chunk_length", 0), ("shard_size", 1)):
             if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} must be a whole number, at least {least}, not {value!r}.")
+        ways = [name for name in ("reference", "trusted", "trusted_share") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            raise ValueError(f"{ways[0]} and {ways[1]} are two ways to a reference: leave one out.")
+        if ways == ["trusted_share"] and (self.eval_file is None or not 0 < self.trusted_share < 1):
+            raise ValueError("trusted_share is a share of eval_file, above 0 and below 1: pass both.")
+        training = (self.eval_file, self.reference_lora, self.reference_learning_rate, self.reference_epochs)
+        if ways in ([], ["reference"]) and training != (None, False, None, 1):
+            raise ValueError("eval_file and the reference's training are for trusted texts: pass trusted, too.")
 
 
 def main(args):
@@ -85,14 +133,19 @@ def main(args):
     import pyarrow as pa
     from tqdm import tqdm
 
+    import cpt
+    from command_line import parse_options
     from hf_ppl_select import PerplexityLandscape, chunk_documents
     from hf_ppl_select.data.load import load_rows
     from hf_ppl_select.likelihood.model_identity import own_revision
     from hf_ppl_select.likelihood.models import load_tokenizer
-    from hf_ppl_select.scoring.perplexity import SCORE_COLUMNS, PerplexityScorer
+    from hf_ppl_select.scoring.ifd import check_prompts
+    from hf_ppl_select.scoring.loaded import check_tokenizers
+    from hf_ppl_select.scoring.perplexity import REFERENCE_COLUMNS, PerplexityScorer
     from hf_ppl_select.scoring.rows import columns_to_score
     from hf_ppl_select.scoring.texts import compiling_pays
     from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows, launched_as
+    from scoring import reference, trusted
 
     rank, num_processes, local_rank = launched_as()
     scorer = PerplexityScorer(
@@ -105,16 +158,25 @@ def main(args):
         max_batch_tokens=args.max_batch_tokens,
         chat_template=args.chat_template_file and Path(args.chat_template_file).read_text(encoding="utf-8"),
         split_special_tokens=args.split_special_tokens,
+        reference=args.reference,
+        reference_revision=args.reference_revision,
+        ifd=args.ifd,
     )
-    settings = scorer.settings() | vars(args)
-    for name in ("output_dir", "overwrite", "max_batch_tokens"):  # decide nothing in the data
-        del settings[name]
+    decide_nothing = ("output_dir", "overwrite", "max_batch_tokens")  # in the data
+    named_by_scorer = ("reference", "reference_revision", "ifd", *TRAINING_OPTIONS)
+    options = {name: value for name, value in vars(args).items() if name not in decide_nothing + named_by_scorer}
+    settings = scorer.settings() | options
+    revision = own_revision(settings["revision"])
+    tokenizer = load_tokenizer(scorer.model_name, revision=revision)
+    if args.reference is not None:
+        theirs = own_revision(settings["reference_revision"])
+        check_tokenizers(args.reference, theirs, scorer.model_name, tokenizer)
 
     # Documents -> chunks
     documents = chunks = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
     if args.chunk_length:
         chunking = {
-            "tokenizer": load_tokenizer(scorer.model_name, revision=own_revision(settings["revision"])),
+            "tokenizer": tokenizer,
             "max_length": args.chunk_length,
             "text_column": args.text_column,
             "separator": None if args.separator == "none" else args.separator,
@@ -123,11 +185,45 @@ def main(args):
         chunks = documents.map(
             chunk_documents, batched=True, remove_columns=documents.column_names, fn_kwargs=chunking, desc="Chunk"
         )
-    chunks = chunks.remove_columns([name for name in SCORE_COLUMNS if name in chunks.column_names])
+    trains = args.trusted is not None or args.trusted_share is not None
+    adds = scorer.columns + REFERENCE_COLUMNS * trains
+    chunks = chunks.remove_columns([name for name in adds if name in chunks.column_names])
     columns = list(columns_to_score(dict.fromkeys(chunks.column_names), scorer.text_column)) if len(chunks) else []
     scored = ["completion"] if columns[:2] == ["prompt", "completion"] else columns[:1]
     if not any(any(batch[scored[0]]) for batch in chunks.select_columns(scored).iter(1000)):
         raise ValueError(f"{args.dataset_name} has no text: all of its {len(documents)} rows are empty.")
+    if args.ifd:
+        check_prompts(dict.fromkeys(columns), scorer.text_column)
+
+    # Trusted texts -> the reference, by the first process, which the others wait for
+    if trains:
+        if args.trusted is not None:
+            texts, source = trusted.read_trusted(args.trusted, args.eval_file, args.text_column)
+        else:
+            texts, held_out, source = trusted.split_trusted(args.eval_file, args.trusted_share, args.text_column)
+        training = reference.reference_settings(
+            texts,
+            scorer.model_name,
+            revision,
+            chunk_length=args.chunk_length,
+            lora=args.reference_lora,
+            learning_rate=args.reference_learning_rate,
+            epochs=args.reference_epochs,
+        )
+        folder = Path(args.output_dir, "reference")
+        if rank == 0:
+            column = args.text_column if args.chunk_length else scored[0]
+            name = args.trusted or f"the trusted share of {args.eval_file}"
+            trusted.check_not_in_corpus(texts, name, documents, column, args.dataset_name)
+            if reference.start_reference(folder, texts, training, source, overwrite=args.overwrite):
+                with reference.as_one_process():
+                    cpt.main(*parse_options(cpt.make_parser(), reference.cpt_options(folder, training)))
+            if args.trusted is None:
+                trusted.write_held_out(folder.with_name("held_out.jsonl"), held_out)
+        reference.wait_for_reference(folder, training)
+        scorer.reference = str(folder)
+        settings["reference"] = folder.name  # wherever the two folders are moved to
+        settings["reference_revision"] = scorer.settings()["reference_revision"]
 
     # Decided by the whole corpus, not by what is left of it: a run that was killed goes on with the same numbers
     num_tokens = len(chunks) * args.chunk_length
@@ -142,13 +238,14 @@ def main(args):
     if scorer.compile and missing:
         print("The model's layers are compiled first.", flush=True)
     if missing:  # a landscape would be of data that is overwritten
-        (output.folder / "landscape.json").unlink(missing_ok=True)
+        for landscape in output.folder.glob("landscape*.json"):
+            landscape.unlink(missing_ok=True)
     missing = {index: rows for index, rows in missing.items() if index % num_processes == rank}
 
     # Score. The bar counts tokens; how many there will be is extrapolated from the shards that are done
     bar = tqdm(desc="Score", unit=" tokens", unit_scale=True, position=rank)
     done, todo = 0, sum(map(len, missing.values()))
-    bar.total = todo * args.chunk_length or None
+    bar.total = todo * args.chunk_length * scorer.num_passes or None
 
     def tokenize(rows):  # in a thread, one shard ahead
         shard = chunks.select(rows)
@@ -169,16 +266,23 @@ def main(args):
         print(f"Process {rank} is done; {len(output.missing)} shards are for the {num_processes - 1} others.")
         return
 
-    # The data as a whole, and its landscape: the last process to finish gets here
-    scored = output.read(["perplexity", "num_tokens"])
-    landscape = PerplexityLandscape.from_values(*(column.to_numpy() for column in scored), model=scorer.model_name)
+    # The data as a whole, and the landscape of each score: the last process to finish gets here
+    names = [name for name in ("ifd", "perplexity_ratio", "perplexity") if name in scorer.columns]
+    scored = output.read([*names, "num_tokens"])
+    landscapes = {}
+    for name in names:
+        values, num_tokens = (scored[column].to_numpy() for column in (name, "num_tokens"))
+        landscapes[name] = PerplexityLandscape.from_values(values, num_tokens, model=scorer.model_name, column=name)
     output.publish()
-    if find_spec("matplotlib"):
-        from hf_ppl_select.plots.plots import plot_landscape
+    for name, landscape in landscapes.items():
+        path = output.folder / ("landscape.json" if name == "perplexity" else f"landscape_{name}.json")
+        if find_spec("matplotlib"):
+            from hf_ppl_select.plots.plots import plot_landscape
 
-        plot_landscape(landscape, path=output.folder / "landscape.png")
-    landscape.save(output.folder / "landscape.json")
-    print(f"{landscape}\n{landscape.num_skipped} chunks are empty. Saved to {output.folder}.")
+            plot_landscape(landscape, path=path.with_suffix(".png"))
+        landscape.save(path)
+        print(landscape)
+    print(f"{landscape.num_skipped} chunks are empty. Saved to {output.folder}.")
 
 
 def make_parser():

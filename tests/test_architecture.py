@@ -46,9 +46,11 @@ MAY_IMPORT = {
     "recipes/training": "data hf_ppl_select hub likelihood scoring trainer_callbacks",
     "recipes/fitting": "data hf_ppl_select landscape law likelihood plots probes recipes/training scoring selection "
     "trainer_callbacks",
-    "recipes/quickstart_steps": "data hf_ppl_select law likelihood plots recipes/comparing recipes/fitting scoring",
+    "recipes/quickstart_steps": "data hf_ppl_select law likelihood plots recipes/comparing recipes/fitting "
+    "recipes/training scoring",
+    "recipes/scoring": "data likelihood recipes/training",
     "recipes": "benchmarks command data hf_ppl_select hub law likelihood plots scoring selection streaming "
-    "recipes/comparing recipes/fitting recipes/quickstart_steps recipes/training",
+    "recipes/comparing recipes/fitting recipes/quickstart_steps recipes/scoring recipes/training",
 }
 MOST_LINES, MOST_MODULES = 319, 12  # of a file, of a folder
 

@@ -22,7 +22,7 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         split: split, e.g. `"train"`; except of folders written by `save_to_disk` also sliced, e.g. `"train[:1000]"`.
 
     Raises:
-        FileNotFoundError: `name` is written like a path and nothing is there.
+        FileNotFoundError: `name` is written like a path and nothing is there, or only a part yet.
         ValueError: a file of another kind, one that cannot be read, no such split, or no rows.
     """
     from datasets import DatasetDict, load_dataset, load_from_disk
@@ -51,6 +51,8 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         for shard in shards:
             files.setdefault(shard.name.partition("-")[0], []).append(str(shard))
         rows = load_dataset("parquet", data_files=files, split=split)
+    elif (path / ".unfinished").is_dir():
+        raise FileNotFoundError(f"{name} is not finished: run the command that writes it again, which goes on.")
     elif not path.exists() and (kind or name.startswith(("/", ".", "~"))):
         raise FileNotFoundError(f"{name} does not exist; give a file, a folder or the name of a Hub dataset.")
     else:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_ppl_select.data.load import load_texts
+from hf_ppl_select.data.overlap import word_runs
 from hf_ppl_select.data.saving import write_atomically
-from quickstart_steps.ontology_corpus import general_texts, word_runs, write_corpus
+from quickstart_steps.ontology_corpus import general_texts, write_corpus
 
 
 @dataclass
@@ -61,22 +62,3 @@ def _split_documents(folder: Path, args: QuickstartArguments) -> None:
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def training_precision() -> dict[str, bool]:
-    """Options of the trainer: bfloat16 autocast where the hardware computes in it, else float32."""
-    return {"bf16": fast_bfloat16(), "use_cpu": not _has_gpu()}
-
-
-def fast_bfloat16() -> bool:
-    import torch
-
-    if _has_gpu():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

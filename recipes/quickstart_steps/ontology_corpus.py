@@ -21,9 +21,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_ppl_select.data.overlap import word_runs
 from hf_ppl_select.data.saving import write_atomically
 
-SHARED_RUN = 8  # words; held-out and training texts have no run of this length in common
 BOILERPLATE = (
     "We use cookies to improve your experience on this site.",
     "By continuing to browse you agree to our cookie policy.",
@@ -107,13 +107,6 @@ def split_terms(terms: dict[str, Term], num_held_out: int, seed: int) -> tuple[l
     training = [t for i, t in terms.items() if i not in held_out and runs.isdisjoint(word_runs(t.text))]
     rng.shuffle(training)
     return training, chosen
-
-
-def word_runs(text: str, length: int = SHARED_RUN) -> Iterator[tuple[str, ...]]:
-    """All runs of `length` words; a text of fewer words is one run."""
-    words = re.findall(r"\w+", text.lower())
-    for start in range(max(1, len(words) - length + 1)):
-        yield tuple(words[start : start + length])
 
 
 def dirty_pages(clean: list[str], kind: str, num_characters: int, rng: random.Random) -> Iterator[dict[str, str]]:

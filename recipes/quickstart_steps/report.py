@@ -18,7 +18,8 @@ from hf_ppl_select.data.saving import load_json, save_json, write_atomically
 from hf_ppl_select.law.intervals import check_intervals
 from hf_ppl_select.plots.plots import plot_landscape
 from hf_ppl_select.scoring.perplexity import evaluate_perplexity
-from quickstart_steps.data import QuickstartArguments, fast_bfloat16
+from quickstart_steps.data import QuickstartArguments
+from training.precision import fast_bfloat16
 
 TEXT_SETS = {"domain": "held_out", "general": "general"}  # the files of texts that each loss is of
 

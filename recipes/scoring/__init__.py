@@ -1,0 +1,1 @@
+"""Of score.py: the trusted sample, and the reference that is trained on it."""

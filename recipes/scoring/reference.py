@@ -1,0 +1,125 @@
+"""The reference, trained by cpt.py's own code, once: a finished one is there again, a killed one starts anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hf_ppl_select.data.saving import load_json, save_json, write_atomically
+from hf_ppl_select.likelihood.model_identity import own_revision, resolve_revision
+from training.precision import training_precision
+
+STEP_TOKENS = 512  # in a training step, and the most in one sequence
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def reference_settings(
+    texts: Sequence[str],
+    model: str,
+    revision: str | None,
+    *,
+    chunk_length: int,
+    lora: bool,
+    learning_rate: float | None,
+    epochs: float,
+) -> dict[str, Any]:
+    """All that decides the reference, JSON-able: the texts by their hash, the model by its commit or hash."""
+    return {
+        "texts_sha256": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest(),
+        "num_texts": len(texts),
+        "model": model,
+        "revision": resolve_revision(model, revision),
+        "lora": lora,
+        "learning_rate": learning_rate or (1e-3 if lora else 1e-4),
+        "epochs": epochs,
+        "max_length": min(chunk_length or STEP_TOKENS, STEP_TOKENS),
+        "seed": 0,
+    }
+
+
+def start_reference(
+    folder: Path, texts: Sequence[str], settings: dict[str, Any], source: dict[str, Any], *, overwrite: bool = False
+) -> bool:
+    """Whether it is still to train; then `folder` has only its texts, trusted.jsonl, and trained_on.json.
+
+    `source` says where the texts are from. A reference is finished once it has `metrics.json`, which training writes
+    last.
+
+    Raises:
+        ValueError: it is there, but was trained on other texts or otherwise; or something was scored without it.
+    """
+    if is_finished(folder, settings):
+        print(f"{folder} is trained already.", flush=True)
+        return False
+    if (folder / "metrics.json").exists() and not overwrite:
+        earlier = _settings_of(folder)
+        names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))
+        changed = "; ".join(f"{name} was {earlier.get(name)!r}, is {settings.get(name)!r}" for name in names)
+        raise ValueError(f"{folder} was trained otherwise: {changed}. Use another output_dir, or overwrite it.")
+    output = folder.parent
+    if not overwrite and ((output / "data").exists() or any(output.glob(".unfinished/*.parquet"))):
+        raise ValueError(f"{output} has data without this reference. Use another output_dir, or overwrite it.")
+    shutil.rmtree(folder, ignore_errors=True)
+    save_json(folder / "trained_on.json", {"settings": settings, "source": source}, kind="reference", version=1)
+    rows = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    write_atomically(folder / "trusted.jsonl", "".join(rows))
+    print(f"The reference is trained first, on {len(texts)} trusted texts.", flush=True)
+    return True
+
+
+def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether it is there, trained with these settings."""
+    return (folder / "metrics.json").exists() and _settings_of(folder) == settings
+
+
+def wait_for_reference(folder: Path, settings: dict[str, Any]) -> None:
+    """Until the first process has trained it."""
+    while not is_finished(folder, settings):
+        time.sleep(0.2)
+
+
+def cpt_options(folder: Path, settings: dict[str, Any]) -> list[str]:
+    """The command line of cpt.py that trains it."""
+    options = {
+        "model_name_or_path": settings["model"],
+        "dataset_name": folder / "trusted.jsonl",
+        "output_dir": folder,
+        "learning_rate": settings["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": settings["epochs"],
+        "max_length": settings["max_length"],
+        "per_device_train_batch_size": max(1, STEP_TOKENS // settings["max_length"]),
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "dtype": "float32",
+        "seed": settings["seed"],
+        **training_precision(),
+    }
+    if (revision := own_revision(settings["revision"])) is not None:
+        options["model_revision"] = revision
+    if settings["lora"]:
+        options |= {"use_peft": True, "lora_target_modules": "all-linear"}
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+@contextmanager
+def as_one_process() -> Iterator[None]:
+    """Whatever this one was launched as: the others wait for what it trains, and do not train along."""
+    names = [name for name in os.environ if name in LAUNCHED or name.startswith(("ACCELERATE_", "FSDP_"))]
+    before = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    path = folder / "trained_on.json"
+    return load_json(path, kind="reference", version=1)["settings"] if path.exists() else {}
