@@ -15,7 +15,7 @@ python recipes/score_ray.py --address auto --num_actors 64 --dataset_name /data/
 A row is a chunk already (see `chunk_documents`, or score.py, which chunks). An actor that dies is started again and
 its rows are scored again; the rows of a shard may come in another order. So many files at a time become a shard; a
 killed run, started again, goes on after its last finished shard. `load_dataset(output_dir)` works once all are done;
-beside the data is landscape.json.
+beside the data is landscape.json, and with `--reference` (score.py trains one) landscape_perplexity_ratio.json.
 Needs `pip install "hf-ppl-select[ray]"`.
 """
 
@@ -37,6 +37,11 @@ class RayScoreArguments:
         metadata={"help": "Before a text: auto (what the model saw between documents), bos, eos or none."},
     )
     max_length: int | None = field(default=None, metadata={"help": "Longest window; default: the model's positions."})
+    reference: str | None = field(
+        default=None,
+        metadata={"help": "Also score perplexity_ratio, over this model, or this adapter of the model: id or folder."},
+    )
+    reference_revision: str | None = field(default=None, metadata={"help": "Hub branch, tag or commit of it."})
     output_dir: str = field(default="outputs/scored", metadata={"help": "Folder for the scored chunks."})
     address: str | None = field(default=None, metadata={"help": "Of a Ray cluster; auto: the one this machine is in."})
     num_actors: int | None = field(default=None, metadata={"help": "Default: one per GPU, or one without any."})
@@ -65,6 +70,8 @@ def main(args):
         "bos": args.bos,
         "max_length": args.max_length,
         "dtype": args.dtype,
+        "reference": args.reference,
+        "reference_revision": args.reference_revision,
     }
     scorer = PerplexityScorer(**options)
     files = ParquetFiles.find(args.dataset_name, args.dataset_split)
@@ -97,9 +104,12 @@ def main(args):
             ray.shutdown()
 
     output.publish()
-    landscape, _ = ParquetFiles.find(str(output.folder)).landscape(scorer.model_name)
-    landscape.save(Path(output.folder, "landscape.json"))
-    print(f"{landscape}\nSaved to {output.folder}.")
+    for name in ("perplexity", "perplexity_ratio") if args.reference else ("perplexity",):
+        landscape, _ = ParquetFiles.find(str(output.folder), column=name).landscape(scorer.model_name)
+        file = "landscape.json" if name == "perplexity" else f"landscape_{name}.json"
+        landscape.save(Path(output.folder, file))
+        print(landscape)
+    print(f"Saved to {output.folder}.")
 
 
 def make_parser():

@@ -11,7 +11,9 @@ python tests/bench/bench_scoring.py --model HuggingFaceTB/SmolLM2-135M --output 
 - lm-eval: `loglikelihood_rolling` of lm-evaluation-harness, if it is installed, at some batch sizes;
 - ours: `PerplexityScorer`, with tokenization, as `dataset.map` calls it;
 - chunks: the same on chunks of 256 tokens, which is what a corpus is cut into;
-- compiled chunks: with compiled layers; compiling them is not timed.
+- compiled chunks: with compiled layers; compiling them is not timed;
+- with `--only` ratio, adapter ratio, two scorers: both passes of a perplexity ratio, against the model itself, a LoRA
+  adapter of random weights on all layers, and by two scorers in turn; a token is counted once.
 
 The roof is what the model's matrix products alone would take at the best rate that a matrix product reaches here.
 Methods take turns, so that a machine that slows down slows all of them, and the median of the rounds counts; evaluate,
@@ -30,6 +32,7 @@ from functools import partial
 from pathlib import Path
 
 METHODS = ("plain", "evaluate", "lm-eval", "ours", "chunks", "compiled chunks")
+RATIOS = ("ratio", "adapter ratio", "two scorers")
 
 
 def main():
@@ -44,7 +47,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="How often each method runs.")
     parser.add_argument("--chunk_length", type=int, default=256, help="Of chunks, tokens.")
     parser.add_argument("--lm_eval_batch_sizes", type=int, nargs="*", default=[1, 8], help="Of lm-eval.")
-    parser.add_argument("--only", nargs="*", default=METHODS, choices=METHODS, help="Only these methods.")
+    parser.add_argument("--only", nargs="*", default=METHODS, choices=METHODS + RATIOS, help="Only these methods.")
     parser.add_argument("--output", default=None, help="A JSON file for the figures.")
     args = parser.parse_args()
     args.model = args.model or str(offline_model())
@@ -90,6 +93,8 @@ def measure(name, args):
         scorer = PerplexityScorer(args.model, dtype=args.dtype)
         scorer({"text": texts[:1]})  # loads the model, and checks what it can do
         method = partial(scorer, {"text": texts})
+    elif name in RATIOS:
+        method = ratio(name, args, texts)
     else:
         joined = [token for row in ids for token in row[1:]]
         length = args.chunk_length
@@ -219,6 +224,31 @@ def lm_eval(model, tokenizer, texts, batch_size):
     requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     return lambda: -sum(lm.loglikelihood_rolling(requests, disable_tqdm=True))
+
+
+def ratio(name, args, texts):
+    """Both passes over the texts, once the models are loaded and have checked what they can do."""
+    from tempfile import mkdtemp
+
+    from hf_ppl_select import PerplexityScorer
+
+    if name == "two scorers":
+        scorers = [PerplexityScorer(args.model, dtype=args.dtype) for _ in range(2)]
+    else:
+        reference = args.model if name == "ratio" else random_adapter(args.model, mkdtemp())
+        scorers = [PerplexityScorer(args.model, reference=reference, dtype=args.dtype)]
+    for scorer in scorers:
+        scorer({"text": texts[:1]})
+    return lambda: [scorer({"text": texts}) for scorer in scorers][0]
+
+
+def random_adapter(model, folder):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+    return folder
 
 
 def gemm_rate(model):

@@ -15,6 +15,7 @@ from datasets import Dataset
 import score_ray
 from hf_ppl_select import PerplexityLandscape, PerplexityScorer
 from hf_ppl_select.data.load import load_rows
+from tests.scoring.test_scorer_model import other_weights
 
 ray = pytest.importorskip("ray")
 TEXTS = [f"a sentence about number {i} " * (1 + i % 7) for i in range(239)] + [""]
@@ -96,3 +97,16 @@ def test_after_a_failure_it_goes_on_with_the_missing_shards(cluster, arguments, 
     score_ray.main(arguments)
     assert asked[2] == asked[1] and len(asked) == 3
     assert sorted(load_rows(arguments.output_dir)["id"][:]) == list(range(240))
+
+
+def test_with_a_reference(cluster, arguments, tiny_model, tiny_tokenizer, tmp_path):
+    other_weights(tiny_model, 3).save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    arguments = replace(arguments, num_actors=1, files_per_shard=4, batch_size=240, reference=str(tmp_path / "other"))
+    score_ray.main(arguments)
+    rows = load_rows(arguments.output_dir).sort("id")
+    expected = PerplexityScorer(arguments.model_name_or_path, reference=arguments.reference)({"text": TEXTS})
+    for name in ("reference_nll_sum", "perplexity_ratio"):
+        assert rows[name][:239] == pytest.approx(expected[name][:239], rel=1e-4)
+    landscape = PerplexityLandscape.load(f"{arguments.output_dir}/landscape_perplexity_ratio.json")
+    assert landscape.column == "perplexity_ratio" and landscape.num_chunks == 239
