@@ -54,6 +54,13 @@ class ScoreArguments:
     separator: str = field(
         default="\n\n", metadata={"help": "Put between documents to join them; 'none' keeps documents apart."}
     )
+    min_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Least tokens in a chunk; default: a quarter of chunk_length. A shorter last chunk gets part of "
+            "the one before it; with separator none, shorter documents are left out, and counted."
+        },
+    )
     keep_columns: list[str] = field(
         default_factory=list, metadata={"help": "Columns that chunks keep; only documents equal in them are joined."}
     )
@@ -124,18 +131,24 @@ class ScoreArguments:
         training = (self.eval_file, self.reference_lora, self.reference_learning_rate, self.reference_epochs)
         if ways in ([], ["reference"]) and training != (None, False, None, 1):
             raise ValueError("eval_file and the reference's training are for trusted texts: pass trusted, too.")
+        if self.min_length is not None and type(self.min_length) is not int:
+            raise ValueError(f"min_length must be a whole number, not {self.min_length!r}.")
+        if self.min_length is not None and not self.chunk_length:
+            raise ValueError("min_length is for chunks: with chunk_length 0 each row is scored as it is.")
 
 
 def main(args):
     from importlib.util import find_spec
     from pathlib import Path
 
+    import numpy as np
     import pyarrow as pa
     from tqdm import tqdm
 
     import cpt
     from command_line import parse_options
     from hf_ppl_select import PerplexityLandscape, chunk_documents
+    from hf_ppl_select.data.chunking import LEFT_OUT, check_lengths
     from hf_ppl_select.data.load import load_rows
     from hf_ppl_select.likelihood.model_identity import own_revision
     from hf_ppl_select.likelihood.models import load_tokenizer
@@ -166,6 +179,8 @@ def main(args):
     named_by_scorer = ("reference", "reference_revision", "ifd", *TRAINING_OPTIONS)
     options = {name: value for name, value in vars(args).items() if name not in decide_nothing + named_by_scorer}
     settings = scorer.settings() | options
+    if args.chunk_length:
+        settings["min_length"] = check_lengths(args.chunk_length, args.min_length)
     revision = own_revision(settings["revision"])
     tokenizer = load_tokenizer(scorer.model_name, revision=revision)
     if args.reference is not None:
@@ -181,10 +196,26 @@ def main(args):
             "text_column": args.text_column,
             "separator": None if args.separator == "none" else args.separator,
             "keep_columns": args.keep_columns,
+            "min_length": settings["min_length"],
+            "mark_left_out": True,
         }
         chunks = documents.map(
             chunk_documents, batched=True, remove_columns=documents.column_names, fn_kwargs=chunking, desc="Chunk"
         )
+        left_out = np.array(chunks[LEFT_OUT][:] if len(chunks) else [], dtype=bool)
+        short = chunks.select(np.flatnonzero(left_out))
+        characters = sum(len(text) for batch in short.iter(1000) for text in batch["text"])
+        settings |= {"documents_left_out": len(short), "characters_left_out": characters}
+        if len(short):
+            print(
+                f"{len(short)} of {len(documents)} documents have fewer than {settings['min_length']} tokens and are "
+                f"left out ({characters} characters); --min_length 0 keeps them.",
+                flush=True,
+            )
+            if left_out.all():
+                raise ValueError(f"All documents of {args.dataset_name} are that short; pass --min_length 0.")
+            chunks = chunks.select(np.flatnonzero(~left_out))
+        chunks = chunks.remove_columns([name for name in chunks.column_names if name == LEFT_OUT])
     trains = args.trusted is not None or args.trusted_share is not None
     adds = scorer.columns + REFERENCE_COLUMNS * trains
     chunks = chunks.remove_columns([name for name in adds if name in chunks.column_names])

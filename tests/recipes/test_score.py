@@ -243,6 +243,30 @@ def test_one_chunk(options, tmp_path):
     assert PerplexityLandscape.load(tmp_path / "scored" / "landscape.json").sigma == 0
 
 
+def test_short_documents_kept_apart_are_left_out_and_counted(options, tiny_tokenizer, tmp_path, capsys):
+    rows = [json.loads(line) for line in options["dataset_name"].read_text().splitlines()]
+    texts = [row["answer"] for row in rows if row["answer"]]
+    short = [text for text in texts if len(tiny_tokenizer(text)["input_ids"]) < 30]
+    assert 0 < len(short) < len(texts) / 2
+    apart = options | {"separator": "none", "chunk_length": 64}
+    run(tmp_path / "scored", **apart, min_length=30)
+    scored = load_rows(str(tmp_path / "scored"))
+    assert "".join(scored["text"]) == "".join(text for text in texts if text not in short)
+    manifest = json.loads((tmp_path / "scored" / "data" / "manifest.json").read_text())
+    assert manifest["documents_left_out"] == len(short) and manifest["min_length"] == 30
+    assert manifest["characters_left_out"] == sum(map(len, short))
+    out = capsys.readouterr().out
+    assert f"{len(short)} of 60 documents have fewer than 30 tokens and are left out" in out
+
+    with pytest.raises(ValueError, match="has other settings: .*min_length was 30, is 16"):
+        run(tmp_path / "scored", **apart)
+    run(tmp_path / "all", **apart, min_length=0)
+    assert "".join(load_rows(str(tmp_path / "all"))["text"]) == "".join(texts)
+    with pytest.raises(ValueError, match="All documents of .* are that short; pass --min_length 0"):
+        run(tmp_path / "none", **apart | {"chunk_length": 100_000})
+    assert not (tmp_path / "none").exists()
+
+
 def test_messages_with_a_template_from_a_file(options, tmp_path):
     from tests.scoring.test_rows import CHAT, CHAT_TEMPLATE
 
@@ -288,6 +312,8 @@ def test_wrong_input_is_one_error_and_leaves_nothing(options, tmp_path, content,
     ("config", "message"),
     [
         ("chunk_length: 12.5", "chunk_length must be a whole number"),
+        ("chunk_length: 0\nmin_length: 30", "min_length is for chunks"),
+        ("min_length: 12.5", "min_length"),
         ("shard_size: 0", "shard_size must be a whole number, at least 1"),
         ("chunk_length: many", "chunk_length"),
     ],
