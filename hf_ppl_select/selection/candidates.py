@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..data.duplicates import NEAR_THRESHOLD, Deduplicate, check_deduplicate, find_duplicates
 from ..landscape.joint import JointLandscape
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.reach import check_budget
 from ..landscape.scores import Column, check_one_column, in_words, names_of
-from .duplicates import NEAR_THRESHOLD, Deduplicate, check_deduplicate, find_duplicates
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,8 @@ def find_candidates(
     if not len(rows):
         raise ValueError(f"num_tokens={num_tokens:,} is less than the shortest chunk has ({shortest:,.0f}).")
     if deduplicate is not None:
-        repeats = find_duplicates(dataset, rows, deduplicate, text_column=text_column, threshold=near_threshold)
+        originals = find_duplicates(dataset, rows, deduplicate, text_column=text_column, threshold=near_threshold)
+        repeats = originals >= 0
         dropped["near_duplicate" if deduplicate == "near" else "duplicate"] = int(repeats.sum())
         rows = rows[~repeats]
     everything = len(rows) == landscape.num_chunks

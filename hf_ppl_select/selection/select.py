@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.duplicates import NEAR_THRESHOLD, Deduplicate
 from ..landscape.reach import FAR_OFF, Space
 from ..landscape.scores import Column, as_column, as_moment, digits
 from .candidates import find_candidates, hash_columns
 from .choosing import Choice
-from .duplicates import NEAR_THRESHOLD, Deduplicate
 from .groups import Groups
 from .options import STRATEGIES, STRATEGIES_WITH_TARGET, Strategy, check_options
 from .replay import Order, check_replay, choose_replay, mix_replay, order_chosen
@@ -115,7 +115,7 @@ def plan_selection(
         min_group_tokens: least tokens of every group, or of some (`{name: tokens}`), met in whole chunks; the others
             share the rest. A group that has less gives all it has.
         deduplicate: "exact", "normalized" or "near": rows whose text repeats an earlier one's are dropped; see
-            [`~hf_ppl_select.selection.duplicates.find_duplicates`].
+            [`~hf_ppl_select.data.duplicates.find_duplicates`].
         near_threshold: of "near", the least Jaccard similarity.
         min_score, max_score: guards; rows outside are dropped.
         replay: share of the budget for rows of `replay_dataset`, drawn by the seed, against forgetting. They come
@@ -132,7 +132,6 @@ def plan_selection(
         KeyError: a column or a group is missing.
         TypeError: a stream, or a dataset of several splits.
         ValueError: contradicting options, a budget that is not positive or above the corpus, a target out of reach.
-        ImportError: `deduplicate="near"` without datasketch.
     """
     options = {name: value for name, value in locals().items() if name not in ("dataset", "law", "replay_dataset")}
     options["column"] = as_column(column or (law.column if law is not None else "perplexity"))
