@@ -11,6 +11,7 @@ from types import ModuleType
 
 PROGRAM = "hf-ppl-select"
 COMMANDS = {  # name: script, what it does
+    "deduplicate": ("deduplicate", "drops repeated documents, lines and sentences, before chunking"),
     "score": ("score", "documents, chunks, perplexities: scores a corpus; its landscape"),
     "score-ngrams": ("score_ngrams", "adds ngram_ratio: likeness to trusted text, without a model"),
     "score-ray": ("score_ray", "the same on a Ray cluster"),
