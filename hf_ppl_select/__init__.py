@@ -11,8 +11,8 @@ from .version import __version__
 _MODULE_OF = {
     "PerplexityScorer": "scoring.perplexity",
     "score_ppl": "scoring.perplexity",
-    "NgramScorer": "scoring.ngrams",
-    "NgramCounts": "scoring.ngram_counts",
+    "NgramScorer": "scoring.ngrams.scorer",
+    "NgramCounts": "scoring.ngrams.counts",
     "chunk_documents": "data.chunking",
     "deduplicate_documents": "data.deduplicate",
     "PerplexityLandscape": "landscape.landscape",
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .law.comparison import compare_scaling_laws
     from .law.fit import fit_scaling_law
     from .law.scaling_law import ScalingLaw
-    from .scoring.ngram_counts import NgramCounts
-    from .scoring.ngrams import NgramScorer
+    from .scoring.ngrams.counts import NgramCounts
+    from .scoring.ngrams.scorer import NgramScorer
     from .scoring.perplexity import PerplexityScorer, score_ppl
     from .selection.select import PerplexitySelector, select_subset
 

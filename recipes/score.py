@@ -141,14 +141,13 @@ def main(args):
     from importlib.util import find_spec
     from pathlib import Path
 
-    import numpy as np
     import pyarrow as pa
     from tqdm import tqdm
 
     import cpt
     from command_line import parse_options
-    from hf_ppl_select import PerplexityLandscape, chunk_documents
-    from hf_ppl_select.data.chunking import LEFT_OUT, check_lengths
+    from hf_ppl_select import PerplexityLandscape
+    from hf_ppl_select.data.chunking import check_lengths
     from hf_ppl_select.data.load import load_rows
     from hf_ppl_select.likelihood.model_identity import own_revision
     from hf_ppl_select.likelihood.models import load_tokenizer
@@ -159,6 +158,7 @@ def main(args):
     from hf_ppl_select.scoring.texts import compiling_pays
     from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows, launched_as
     from scoring import reference, trusted
+    from scoring.chunks import cut_into_chunks
 
     rank, num_processes, local_rank = launched_as()
     scorer = PerplexityScorer(
@@ -190,32 +190,8 @@ def main(args):
     # Documents -> chunks
     documents = chunks = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
     if args.chunk_length:
-        chunking = {
-            "tokenizer": tokenizer,
-            "max_length": args.chunk_length,
-            "text_column": args.text_column,
-            "separator": None if args.separator == "none" else args.separator,
-            "keep_columns": args.keep_columns,
-            "min_length": settings["min_length"],
-            "mark_left_out": True,
-        }
-        chunks = documents.map(
-            chunk_documents, batched=True, remove_columns=documents.column_names, fn_kwargs=chunking, desc="Chunk"
-        )
-        left_out = np.array(chunks[LEFT_OUT][:] if len(chunks) else [], dtype=bool)
-        short = chunks.select(np.flatnonzero(left_out))
-        characters = sum(len(text) for batch in short.iter(1000) for text in batch["text"])
-        settings |= {"documents_left_out": len(short), "characters_left_out": characters}
-        if len(short):
-            print(
-                f"{len(short)} of {len(documents)} documents have fewer than {settings['min_length']} tokens and are "
-                f"left out ({characters} characters); --min_length 0 keeps them.",
-                flush=True,
-            )
-            if left_out.all():
-                raise ValueError(f"All documents of {args.dataset_name} are that short; pass --min_length 0.")
-            chunks = chunks.select(np.flatnonzero(~left_out))
-        chunks = chunks.remove_columns([name for name in chunks.column_names if name == LEFT_OUT])
+        chunks, left_out = cut_into_chunks(documents, args, tokenizer, settings["min_length"])
+        settings |= left_out
     trains = args.trusted is not None or args.trusted_share is not None
     adds = scorer.columns + REFERENCE_COLUMNS * trains
     chunks = chunks.remove_columns([name for name in adds if name in chunks.column_names])

@@ -49,8 +49,8 @@ def main(args):
 
     from hf_ppl_select import NgramCounts, NgramScorer, PerplexityLandscape
     from hf_ppl_select.data.load import load_rows
-    from hf_ppl_select.scoring.ngram_counts import text_batches
-    from hf_ppl_select.scoring.ngrams import NGRAM_COLUMNS
+    from hf_ppl_select.scoring.ngrams.counts import text_batches
+    from hf_ppl_select.scoring.ngrams.scorer import NGRAM_COLUMNS
     from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows, launched_as
 
     rank, num_processes, _ = launched_as()

@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "version": "",
     "command": "",
     "__main__": "command",
-    "scoring": "data likelihood",
+    "scoring": "likelihood",
+    "scoring/ngrams": "data scoring",
     "landscape": "data",
     "hub": "data landscape",
     "law/posterior": "",
@@ -39,7 +40,8 @@ MAY_IMPORT = {
     "streaming": "data hub landscape law selection version",
     "benchmarks/metrics": "",
     "benchmarks": "data likelihood",
-    "hf_ppl_select": "benchmarks data hub landscape law scoring selection version",  # its __init__: the public names
+    # its __init__: the public names
+    "hf_ppl_select": "benchmarks data hub landscape law scoring scoring/ngrams selection version",
     # What stands on it
     "trainer_callbacks": "benchmarks law likelihood scoring",
     "recipes/comparing": "benchmarks data plots",
@@ -48,9 +50,9 @@ MAY_IMPORT = {
     "trainer_callbacks",
     "recipes/quickstart_steps": "data hf_ppl_select law likelihood plots recipes/comparing recipes/fitting "
     "recipes/training scoring",
-    "recipes/scoring": "data likelihood recipes/training",
-    "recipes": "benchmarks command data hf_ppl_select hub law likelihood plots scoring selection streaming "
-    "recipes/comparing recipes/fitting recipes/quickstart_steps recipes/scoring recipes/training",
+    "recipes/scoring": "data hf_ppl_select likelihood recipes/training",
+    "recipes": "benchmarks command data hf_ppl_select hub law likelihood plots scoring scoring/ngrams "
+    "selection streaming recipes/comparing recipes/fitting recipes/quickstart_steps recipes/scoring recipes/training",
 }
 MOST_LINES, MOST_MODULES = 319, 12  # of a file, of a folder
 

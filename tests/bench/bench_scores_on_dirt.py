@@ -100,7 +100,7 @@ def write_chunks(args):
 def dsir_ratios(trusted, corpus, texts, num_buckets=10_000):
     """exp of the mean over n-grams of log(p + 1e-8) - log(q + 1e-8), float64 `[num_texts]`."""
     from hf_ppl_select import NgramCounts
-    from hf_ppl_select.scoring.words import hash_ngrams
+    from hf_ppl_select.scoring.ngrams.words import hash_ngrams
 
     p, q = (NgramCounts.of(each, num_buckets=num_buckets) for each in (trusted, corpus))
     log_ratios = np.log(p.counts / p.num_ngrams + 1e-8) - np.log(q.counts / q.num_ngrams + 1e-8)

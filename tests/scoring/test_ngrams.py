@@ -17,7 +17,7 @@ from datasets.fingerprint import Hasher
 
 from hf_ppl_select import NgramCounts, NgramScorer, PerplexityLandscape, select_subset
 from hf_ppl_select.scoring import words as words_module
-from hf_ppl_select.scoring.words import hash_ngrams, hash_words
+from hf_ppl_select.scoring.ngrams.words import hash_ngrams, hash_words
 
 TRUSTED = [
     "The patient has fever, cough and a rash.",
@@ -127,7 +127,7 @@ def test_shards_add_up_in_any_order_and_size(monkeypatch):
     shuffled = random.Random(0).sample(CORPUS, len(CORPUS))
     shards = NgramCounts.of(shuffled[:3]) + NgramCounts.of(iter(shuffled[3:]))
     assert (shards.counts == whole.counts).all()
-    monkeypatch.setattr("hf_ppl_select.scoring.ngram_counts._CHARACTERS", 10)
+    monkeypatch.setattr("hf_ppl_select.scoring.ngrams.counts._CHARACTERS", 10)
     one_by_one = NgramCounts()
     for text in shuffled:
         one_by_one.update([text])

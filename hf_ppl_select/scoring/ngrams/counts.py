@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .batches import read_batch
-from .rows import as_strings, columns_to_score
+from ..batches import read_batch
+from ..rows import as_strings, columns_to_score
 from .words import hash_ngrams
 
 NUM_BUCKETS = 1 << 18

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.saving import written_aside
-from .batches import is_table, nullable, read_batch, with_columns
-from .ngram_counts import NUM_BUCKETS, NgramCounts, whole_texts
+from ...data.saving import written_aside
+from ..batches import is_table, nullable, read_batch, with_columns
+from .counts import NUM_BUCKETS, NgramCounts, whole_texts
 from .words import hash_ngrams
 
 NGRAM_COLUMNS = ("ngram_ratio", "num_words")
