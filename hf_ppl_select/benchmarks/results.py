@@ -6,19 +6,46 @@ The records alone are saved as parquet, one row per question: what two models ar
 from __future__ import annotations
 
 import json
+import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.saving import load_json, save_json, written_aside
+from ..data.saving import checksum, load_json, save_json, written_aside
+from ..data.schema import Names, Number, Numbers, Text, check, maybe
+from ..data.strict import parse_json
 from .estimates import Estimate, Record, paired_differences
 from .evaluate_modules import METRICS
 
 KIND, VERSION = "benchmark_results", 1
 _RECORDS_KIND, _METADATA = "hf_ppl_select/benchmark_records", b"hf_ppl_select"
 _SETTINGS = ("model", "limit", "seed", "max_length", "num_fewshot")
+_COUNT = Number(0, 1e12, whole=True)
+_COUNTS = Numbers(Number(0, 1e9, whole=True))
+_RECORD = {
+    **dict.fromkeys(("index", "gold"), _COUNT),
+    "predicted": _COUNT,
+    "log_likelihoods": Numbers(Number(-math.inf, 1e3)),
+    **dict.fromkeys(("num_chars", "num_bytes"), _COUNTS),
+    "num_truncated": _COUNT,
+    "digest": Text(),
+}
+_ESTIMATES = Names({**dict.fromkeys(("value", "low", "high"), Number(-1e9, 1e9)), "n": _COUNT})
+_RUN = {
+    "model": Text(),
+    "limit": maybe(_COUNT),
+    **dict.fromkeys(("seed", "max_length", "num_fewshot"), Number(0, 2**64, whole=True)),
+}
+_RESULTS = _RUN | {
+    "num_resamples": _COUNT,
+    "groups": Names(_ESTIMATES),
+    "benchmarks": Names(
+        {**dict.fromkeys(("name", "group", "source"), Text()), "metrics": _ESTIMATES, "records": [_RECORD]}
+    ),
+}
 TITLES = {"choice_accuracy": "acc", "choice_accuracy_norm": "acc_norm", "choice_bits_per_byte": "bits per byte"}
 
 
@@ -93,8 +120,9 @@ class BenchmarkResults:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, payload: Mapping[str, Any]) -> BenchmarkResults:
-        """The reverse of [`to_dict`]."""
+    def from_dict(cls, payload: Mapping[str, Any], where: str = "the results") -> BenchmarkResults:
+        """The reverse of [`to_dict`]; ValueError, naming `where` and the field, of what is no results."""
+        check(payload, _RESULTS, where)
         benchmarks = {}
         for name, result in payload["benchmarks"].items():
             records = tuple(map(_record, result["records"]))
@@ -126,6 +154,7 @@ class BenchmarkResults:
             for record in result.records
         ]
         header = {"kind": _RECORDS_KIND, "schema_version": VERSION, **self.saved_records().settings}
+        header["checksum"] = checksum([header, rows])
         table = pa.Table.from_pylist(rows, schema).replace_schema_metadata({_METADATA: json.dumps(header)})
         with written_aside(path) as aside:
             pq.write_table(table, aside)
@@ -133,7 +162,7 @@ class BenchmarkResults:
     @classmethod
     def load(cls, path: str | os.PathLike) -> BenchmarkResults:
         """Read what [`save`] wrote."""
-        return cls.from_dict(load_json(path, kind=KIND, version=VERSION))
+        return load_json(path, kind=KIND, version=VERSION, read=cls.from_dict)
 
 
 @dataclass(frozen=True)
@@ -161,17 +190,26 @@ def load_records(path: str | os.PathLike) -> SavedRecords:
         )
     try:
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+        rows = table.to_pylist()
+        header = parse_json((table.schema.metadata or {}).get(_METADATA, b"{}").decode(), f"the header of {path}")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a parquet file with the records of a run: {error}") from None
-    header = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
+    header = header if isinstance(header, dict) else {}
     if (header.get("kind"), header.get("schema_version")) != (_RECORDS_KIND, VERSION):
         raise ValueError(
             f"{path} holds {header.get('kind')!r} of version {header.get('schema_version')!r}, not "
             f"{_RECORDS_KIND!r} of version {VERSION}: pass the records that run_benchmarks.py saved."
         )
+    written = header.pop("checksum", None)
+    check({name: header.get(name) for name in _SETTINGS}, _RUN, os.fspath(path))
+    check(rows, [_RECORD | dict.fromkeys(("benchmark", "group"), Text())], os.fspath(path))
+    if written is None:
+        warnings.warn(f"{path} has no checksum, as earlier versions wrote it; save it again.", stacklevel=2)
+    elif written != checksum([header, rows]):
+        raise ValueError(f"{path} is not what was written: its checksum differs. Run the benchmarks again.")
     records: dict[str, list[Record]] = {}
     groups: dict[str, str] = {}
-    for row in table.to_pylist():
+    for row in rows:
         name = row.pop("benchmark")
         groups[name] = row.pop("group")
         records.setdefault(name, []).append(_record(row))

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from .strict import parse_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+T = TypeVar("T")
+_ALGORITHM = "sha256:"
 
 
 @contextmanager
@@ -42,31 +55,94 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 
 
 def save_json(path: str | os.PathLike, payload: dict[str, Any], *, kind: str, version: int) -> None:
-    """Save `payload` as JSON with a header naming what it is, e.g. `kind="scaling_law"`. NaN is refused."""
-    document = {"kind": f"hf_ppl_select/{kind}", "schema_version": version, **payload}
+    """Save `payload` as JSON with a header naming what it is, e.g. `kind="scaling_law"`, and a checksum.
+
+    NaN is refused.
+    """
+    document = {"kind": f"hf_ppl_select/{kind}", "schema_version": version, "checksum": "", **payload}
+    document = json.loads(json.dumps(document, ensure_ascii=False, allow_nan=False))  # tuples are lists from here on
+    document["checksum"] = checksum({name: value for name, value in document.items() if name != "checksum"})
     write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def load_json(path: str | os.PathLike, *, kind: str, version: int) -> dict[str, Any]:
+def as_it_is(payload: Any, where: str) -> Any:
+    """Of files whose every content is right."""
+    return payload
+
+
+def load_json(
+    path: str | os.PathLike, *, kind: str, version: int, read: Callable[[dict[str, Any], str], T] = as_it_is
+) -> T:
     """Load what [`save_json`] wrote.
+
+    Files without a checksum, of earlier versions, load with a warning.
+
+    Args:
+        read: called with the payload and the file's name: checks it, and returns what it stands for.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, another kind of file, or a schema this version does not read.
+        ValueError: not JSON, another kind of file, a schema this version does not read, content that `read` refuses,
+            or other content than was written.
     """
+    where = os.fspath(path)
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        document = parse_json(Path(path).read_text(encoding="utf-8"), where)
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); was it written by hf_ppl_select?") from error
     expected = f"hf_ppl_select/{kind}"
     found = document.get("kind") if isinstance(document, dict) else type(document).__name__
     if found != expected:
         raise ValueError(
-            f"{path} holds {found!r}, not {expected!r}; pass the file that hf_ppl_select saved as a {kind}."
+            f"{path} holds {found!r:.80}, not {expected!r}; pass the file that hf_ppl_select saved as a {kind}."
         )
-    if document.get("schema_version") != version:
+    written = document.pop("checksum", None)
+    true = checksum(document)
+    del document["kind"]
+    version_is = document.pop("schema_version", None)
+    if version_is != version or isinstance(version_is, bool):
         raise ValueError(
-            f"{path} has schema version {document.get('schema_version')!r}, this hf_ppl_select reads {version}; "
+            f"{path} has schema version {version_is!r:.80}, this hf_ppl_select reads {version}; "
             "make the file again, or install the version that wrote it."
         )
-    return {key: value for key, value in document.items() if key not in ("kind", "schema_version")}
+    try:
+        result = read(document, where)
+    except ValueError as error:
+        if where in str(error):
+            raise
+        raise ValueError(f"{where}: {error}") from error
+    if written is None and not any(isinstance(x, str) and x.startswith(_ALGORITHM) for x in document.values()):
+        warnings.warn(f"{path} has no checksum, as earlier versions wrote it; save it again.", stacklevel=3)
+    elif written != true:
+        raise ValueError(
+            f"{path} is not what was written: its checksum differs. Make the file again, or restore it; of a change "
+            "by hand, take the line with the checksum out."
+        )
+    return result
+
+
+def checksum(document: Any) -> str:
+    """Of what JSON says, however it is laid out: `sha256:` and 64 digits."""
+    text = json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return _ALGORITHM + hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def one_at_a_time(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes that ask for the same folder waiting, so that reading, changing and replacing a file of it
+    is one step. On Windows, and on file systems without locks, they do not wait.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(descriptor)

@@ -15,10 +15,12 @@ import numpy as np
 
 from ..data.columns import read_columns
 from ..data.saving import load_json, save_json
+from ..data.schema import Numbers, Text
 from .cells import Cells, blocks
 from .histogram import Histogram
 from .maxent import nearest
 from .reach import log_name
+from .saved import BIN, read_sums
 from .scores import as_column, check_log_space, digits, in_words, which_are_scored
 
 FINEST, MOST = 256, 16_384  # bins per nat; occupied bins
@@ -228,18 +230,18 @@ class JointLandscape(Histogram):
         }
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> JointLandscape:
+    def from_dict(cls, d: dict[str, Any], where: str = "the landscape") -> JointLandscape:
+        """The reverse of [`to_dict`]; ValueError, naming `where` and the field, of what is no landscape."""
+        bins, sums = read_sums(d, _SUMS, [Text()], [Numbers(BIN, size=2)], where)
         names = ("bins_per_nat", "weights", "num_skipped", "num_infinite", "model")
-        sums = np.stack([np.array(d[name], dtype=float) for name in _SUMS], axis=1)
-        bins = np.array(d["bins"], dtype=np.int64)
-        return cls(as_column(d["column"]), bins, sums, **{name: d[name] for name in names})
+        return cls(as_column(d.get("column", ())), bins, sums, **{name: d[name] for name in names})
 
     def save(self, path: str | os.PathLike) -> None:
         save_json(path, self.to_dict(), kind="joint_landscape", version=_SCHEMA_VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> JointLandscape:
-        return cls.from_dict(load_json(path, kind="joint_landscape", version=_SCHEMA_VERSION))
+        return load_json(path, kind="joint_landscape", version=_SCHEMA_VERSION, read=cls.from_dict)
 
     def __repr__(self) -> str:
         mu, sigma = self.moments()

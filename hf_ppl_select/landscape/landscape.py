@@ -15,10 +15,12 @@ import numpy as np
 
 from ..data.columns import read_columns
 from ..data.saving import load_json, save_json
+from ..data.schema import Numbers, Text
 from .cells import Cells
 from .histogram import Histogram
 from .joint import JointLandscape
 from .reach import AttainableRegion, attainable_region, out_of_reach
+from .saved import BIN, read_sums
 from .scores import Column, as_column, which_are_scored
 
 BINS_PER_NAT = 256
@@ -266,11 +268,11 @@ class PerplexityLandscape(Histogram):
         }
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> PerplexityLandscape:
+    def from_dict(cls, d: dict[str, Any], where: str = "the landscape") -> PerplexityLandscape:
+        """The reverse of [`to_dict`]; ValueError, naming `where` and the field, of what is no landscape."""
+        bins, sums = read_sums(d, _SUMS, Text(), Numbers(BIN), where)
         if d["bins_per_nat"] != BINS_PER_NAT:
-            raise ValueError(f"the landscape has {d['bins_per_nat']} bins per nat, this version uses {BINS_PER_NAT}.")
-        sums = np.stack([np.array(d[name], dtype=float) for name in _SUMS], axis=1)
-        bins = np.array(d["bins"], dtype=np.int64)
+            raise ValueError(f"{where} has {d['bins_per_nat']} bins per nat, this version uses {BINS_PER_NAT}.")
         column = d.get("column", "perplexity")  # older files do not say
         return cls(bins, sums, d["weights"], d["num_skipped"], d["num_infinite"], d["model"], column)
 
@@ -279,7 +281,7 @@ class PerplexityLandscape(Histogram):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> PerplexityLandscape:
-        return cls.from_dict(load_json(path, kind="landscape", version=_SCHEMA_VERSION))
+        return load_json(path, kind="landscape", version=_SCHEMA_VERSION, read=cls.from_dict)
 
     def __repr__(self) -> str:
         numbers = (f"{name}={x:.4g}" if isinstance(x, float) else f"{name}={x}" for name, x in self.summary.items())

@@ -9,19 +9,19 @@ or draws whole runs.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..data.saving import write_atomically
+from ..data.rows_file import read_rows, write_rows
+from ..data.saving import one_at_a_time
+from ..data.strict import check_text
 from ..landscape.reach import log_name
 from ..landscape.scores import Column, names_of
 
@@ -29,6 +29,8 @@ Space = Literal["linear", "log"]
 REQUIRED_FIELDS = ("run", "mu", "sigma", "num_tokens", "loss")
 MOMENTS = ("mu", "sigma", "log_mu", "log_sigma")
 _ABOVE = {"mu": "more than 0", "sigma": "0 or more", "log_mu": "more than 0", "log_sigma": "0 or more"}
+_OF_A_SCORE, _OF_A_LOG = (1e-100, 1e100), (1e-100, 1e4)  # smallest and largest: what is squared and summed is finite
+_OF_A_LOSS, _OF_TOKENS = (1e-9, 1e6), (1e-9, 1e18)  # nats per token; tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +133,7 @@ def read_law_points(points: Any) -> LawPoints:
         return points
     if isinstance(points, (str, os.PathLike)):
         where = f" in {os.fspath(points)}"
-        rows = [row for _, row in _read_lines(Path(points))]
+        rows = read_rows(points)
     elif isinstance(points, Iterable) and not isinstance(points, Mapping):
         where, rows = "", list(points)
     else:
@@ -181,7 +183,7 @@ def append_law_points(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]
     """Add rows to a `.jsonl` table of law points, surviving kills.
 
     A row with the same `(run, num_tokens)` as an earlier one replaces it, so a probe that runs again adds nothing
-    twice. New rows are whole lines in one write, flushed to disk; a torn last line, left by a kill, is dropped.
+    twice. The table is replaced as a whole, and each row gets a `checksum` that says which of how many it is.
 
     Args:
         path: the table; made with its folders if absent.
@@ -191,37 +193,15 @@ def append_law_points(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]
     new = {}
     for i, row in enumerate(rows):
         clean = _validate(row, f"new law point {i}")
-        new[clean["run"], clean["num_tokens"]] = json.dumps(dict(row), ensure_ascii=False, allow_nan=False)
+        new[clean["run"], clean["num_tokens"]] = dict(row)
     if not new:
         return
-    old: dict[Any, str] = {}
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for line, row in _read_lines(path) if text else ():
-        clean = _validate(row, f"a law point in {path}")
-        old[clean["run"], clean["num_tokens"]] = line
-    if not old.keys() & new.keys() and text == "".join(f"{line}\n" for line in old.values()):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in new.values()))
-            file.flush()
-            os.fsync(file.fileno())
-    else:
-        write_atomically(path, "".join(f"{line}\n" for line in (old | new).values()))
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (line, parsed line); a last line cut off by a kill is skipped with a warning, others are errors."""
-    text = path.read_text(encoding="utf-8", errors="replace")  # a torn line may end inside a character
-    lines = text.split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield line, json.loads(line)
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"line {number} of {path} is not JSON ({error}); remove or repair it.") from error
-            warnings.warn(f"the last line of {path} is cut off (a killed run?); it is left out.", stacklevel=3)
+    with one_at_a_time(path.parent):
+        table: dict[Any, dict[str, Any]] = {}
+        for row in read_rows(path) if path.exists() else ():
+            clean = _validate(row, f"a law point in {path}")
+            table[clean["run"], clean["num_tokens"]] = row
+        write_rows(path, list((table | new).values()))
 
 
 def _validate(row: Any, where: str) -> dict[str, Any]:
@@ -231,6 +211,9 @@ def _validate(row: Any, where: str) -> dict[str, Any]:
     run = row.get("run")
     if run is None or run == "":
         raise ValueError(f"{where} has no 'run'; name the training run it comes from.")
+    if isinstance(run, (bool, float)) or not isinstance(run, (str, Integral)) or len(str(run)) > 1000:
+        raise ValueError(f"{where} has run {run!r:.80}, which is no name; name the training run it comes from.")
+    check_text(str(run), where)
     where = f"{where} (run {str(run)!r})"
     others = [field[len("mu_") :] for field in row if field.startswith("mu_") and row[field] is not None]
     has_perplexity = not others or row.get("mu") is not None or row.get("sigma") is not None
@@ -238,28 +221,35 @@ def _validate(row: Any, where: str) -> dict[str, Any]:
     for column in (*(["perplexity"] if has_perplexity else []), *others):
         above = _ABOVE if column == "perplexity" else _ABOVE | {"log_mu": None}  # a ratio's logarithm has either sign
         scores[column] = tuple(
-            _number(row, moment_field(name, column), where, above[name], required=name in REQUIRED_FIELDS)
-            for name in MOMENTS
+            _number(row, moment_field(name, column), where, above[name], limits, required=name in REQUIRED_FIELDS)
+            for name, limits in zip(MOMENTS, (_OF_A_SCORE, _OF_A_SCORE, _OF_A_LOG, _OF_A_LOG))
         )
     numbers = {
-        name: _number(row, name, where, "more than 0", required=name in REQUIRED_FIELDS)
-        for name in ("num_tokens", "loss", "general_loss")
+        name: _number(row, name, where, "more than 0", limits, required=name in REQUIRED_FIELDS)
+        for name, limits in (("num_tokens", _OF_TOKENS), ("loss", _OF_A_LOSS), ("general_loss", _OF_A_LOSS))
     }
     return {"run": str(run), **numbers, "scores": scores}
 
 
-def _number(row: Mapping[str, Any], field: str, where: str, above: str | None, required: bool) -> float:
-    """A finite float, `above` a bound in words; NaN where it is absent and need not be there."""
+def _number(
+    row: Mapping[str, Any], field: str, where: str, above: str | None, limits: tuple[float, float], required: bool
+) -> float:
+    """A finite float, `above` a bound in words, its size within limits; NaN where it is absent and may be."""
     value = row.get(field)
     if value is None:
         if required:
             raise ValueError(f"{where} has no {field!r}; it has {', '.join(map(str, row))}.")
         return math.nan
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
-        raise ValueError(f"{where} has {field} {value!r}, which is not a number.")
+        raise ValueError(f"{where} has {field} {value!r:.80}, which is not a number.")
+    smallest, largest = limits
+    if abs(value) > largest and not abs(value) == math.inf:  # also of 10^400, which is no float
+        raise ValueError(f"{where} has {field} {str(value):.20}; it must be at most {largest:g}.")
     value = float(value)
     if not math.isfinite(value):
         raise ValueError(f"{where} has {field} {value}; leave out points that were not measured or diverged.")
     if above is not None and (value < 0 or (value == 0 and above == "more than 0")):
         raise ValueError(f"{where} has {field} {value:g}; it must be {above}.")
+    if 0 < abs(value) < smallest:
+        raise ValueError(f"{where} has {field} {value:g}; it must be {smallest:g} or more.")
     return value

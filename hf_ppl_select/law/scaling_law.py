@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.saving import load_json, save_json
+from ..data.schema import Anything, Flag, Names, Number, Text, check, maybe
 from ..landscape.joint import JointLandscape
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.reach import log_name
@@ -50,6 +51,31 @@ class FitReport:
     r2: float
     residual_std: float
     huber_delta: float | None
+
+
+_COUNT = Number(0, 1e9, whole=True)
+_SCHEMA = {
+    "form": Text(),
+    "space": Text(("linear", "log")),
+    "column?": (Text(), [Text()]),
+    "model?": maybe(Text()),
+    "model_revision?": maybe(Text()),
+    "corpus?": maybe(Text()),
+    "params": Names(Number(-1e100, 1e100)),
+    "units?": Names(Text()),
+    "report": {
+        "converged": Flag(),
+        "floor_at_bound": Flag(),
+        "rank": _COUNT,
+        "condition_number": Number(0),
+        "num_points": _COUNT,
+        "num_runs": _COUNT,
+        "r2": Number(-1e9, 1),
+        "residual_std": Number(0, 1e9),
+        "huber_delta": maybe(Number(0)),
+    },
+    "points": [Names(Anything())],  # whose reader names the row
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,26 +215,23 @@ class ScalingLaw:
         return {**head, "units": self.units, "report": asdict(self.report), "points": self.points.to_rows()}
 
     @classmethod
-    def from_dict(cls, d: dict[str, Any]) -> ScalingLaw:
+    def from_dict(cls, d: dict[str, Any], where: str = "the law") -> ScalingLaw:
         """The reverse of [`to_dict`]; laws saved before `column`, `model_revision`, `corpus`, `units` are read too.
 
         Raises:
-            ValueError: a part is missing, or is not what this form needs.
+            ValueError: naming `where` and the part that is missing, or is not what this form needs.
         """
-        if missing := [name for name in ("form", "space", "params", "report", "points") if name not in d]:
-            raise ValueError(f"the law lacks {', '.join(missing)}; save it again with ScalingLaw.save.")
+        check(d, _SCHEMA, where)
         column = as_column(d.get("column", "perplexity"))
         names = law_form(d["form"], d["space"], column).param_names(d["space"])
         if set(d["params"]) != set(names):
-            raise ValueError(f"the law has parameters {sorted(d['params'])}, form {d['form']!r} has {sorted(names)}.")
-        for name, value in d["params"].items():
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or (name == "Dc" and value <= 0):
-                raise ValueError(f"the law has {name} {value!r}, which no fit gives; the file was changed.")
-        if set(d["report"]) != {field.name for field in fields(FitReport)}:
-            raise ValueError(f"the law's report has {sorted(d['report'])}; save it again with ScalingLaw.save.")
+            raise ValueError(f"{where} has parameters {sorted(d['params'])}, form {d['form']!r} has {sorted(names)}.")
+        points = read_law_points(d["points"])
+        if not 0 <= d["params"]["E"] < points.loss.min() or d["params"]["Dc"] <= 0:
+            E, Dc = d["params"]["E"], d["params"]["Dc"]
+            raise ValueError(f"{where} has E {E!r} and Dc {Dc!r}, which no fit to its points gives; it was changed.")
         params = {name: d["params"][name] for name in names}
         origin = (d.get("model_revision"), d.get("corpus"), column)
-        points = read_law_points(d["points"])
         return cls(d["form"], d["space"], params, FitReport(**d["report"]), points, d.get("model"), *origin)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -217,7 +240,7 @@ class ScalingLaw:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> ScalingLaw:
-        return cls.from_dict(load_json(path, kind="scaling_law", version=_SCHEMA_VERSION))
+        return load_json(path, kind="scaling_law", version=_SCHEMA_VERSION, read=cls.from_dict)
 
     def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> Path:
         """Save `law.json` and a card that says what the law is worth. See [`save_law`]."""

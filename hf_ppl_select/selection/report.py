@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.saving import load_json, save_json
+from ..data.schema import Anything, Flag, Names, Number, Text, checked, maybe
 from ..landscape.maxent import Tilt
 from ..landscape.reach import Space, log_name
 from ..landscape.scores import Column, as_moment
@@ -25,6 +26,45 @@ if TYPE_CHECKING:
     from .groups import Groups
 
 SELECTION_VERSION = 3  # 2 had no column, and perplexity in the names of options
+_FOUND = Names(Anything())
+_COLUMN = (Text(), [Text()])
+_TARGET = maybe([(Number(), [Number()])])
+_SEED = Number(0, 2**64, whole=True)
+_GROUPS = maybe((Number(), [[(Text(), Number(), Flag(), None)]]))  # pairs of a group and its tokens
+_OPTIONS = {
+    **dict.fromkeys(("strategy", "order", "text_column", "num_tokens_column"), Text()),
+    **dict.fromkeys(("space", "group_by", "deduplicate", "model"), maybe(Text())),
+    **dict.fromkeys(("group_num_tokens", "min_group_tokens"), _GROUPS),
+    **dict.fromkeys(("min_score", "max_score"), maybe(Number())),
+    **dict.fromkeys(("near_threshold", "replay"), Number(0, 1)),
+    "num_tokens": Number(0, 1e18),
+    "seed": _SEED,
+    "target": _TARGET,
+    "column": _COLUMN,
+}
+_SCHEMA = {
+    "strategy": Text(),
+    "seed": _SEED,
+    "space": Text(("linear", "log")),
+    "column": _COLUMN,
+    "target": _TARGET,
+    "budget": Number(0, 1e18),
+    "num_tokens": Number(0, 1e18),
+    "num_chunks": Number(0, 1e15, whole=True),
+    "achieved": _FOUND,
+    "corpus": _FOUND,
+    "dropped": Names(Number(0, 1e15, whole=True)),
+    "regimes?": [_FOUND],
+    "groups?": maybe([_FOUND]),
+    **{f"{name}?": maybe(_FOUND) for name in ("replay", "maxent", "optimum", "law", "promised")},
+    **{f"{name}?": maybe(Flag()) for name in ("projected", "predicted_trusted", "random_trusted", "streaming")},
+    **{f"{name}?": maybe(Number(0, 1e6)) for name in ("predicted_loss", "random_loss")},
+    **{f"{name}_sha256?": Text(longest=64) for name in ("indices", "replay_indices", "is_replay")},
+    "options?": _OPTIONS,
+    "inputs?": _FOUND,
+    "order?": Text(),
+    "package_version": Text(),
+}
 _ARRAYS = ("indices", "replay_indices", "is_replay")
 
 
@@ -190,7 +230,7 @@ def moment_rows(report: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, f
 
 def load_report(path: str | os.PathLike) -> dict[str, Any]:
     """The report that [`Selection.save`] wrote."""
-    return load_json(path, kind="selection", version=SELECTION_VERSION)
+    return load_json(path, kind="selection", version=SELECTION_VERSION, read=checked(_SCHEMA))
 
 
 def _plain_number(value: Any) -> Any:

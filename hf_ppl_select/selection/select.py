@@ -158,6 +158,8 @@ def reproduce_selection(
         ValueError: another dataset, another law, or not the same rows.
     """
     report = load_report(report) if isinstance(report, (str, os.PathLike)) else report
+    if "options" not in report:
+        raise ValueError("the report is of a streamed selection; its selector.json keeps the same rows again.")
     options = dict(report["options"])
     options["column"] = as_column(options["column"])
     for name in ("group_num_tokens", "min_group_tokens"):

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import expit
 
 from ..data.saving import load_json, save_json
+from ..data.schema import Number, Numbers, Text, check, maybe
 from ..landscape.joint import JointLandscape
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.maxent import line_of, nearest, solve
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
 
 _VERSION = 3  # 1 hashed whole numbers as text; 2 had z^2 where z^2 - 1 is now
 _BLOCK = 1 << 16  # rows decided together: memory does not grow with the batch
+_MOMENT = (Number(-1e100, 1e100), Numbers(Number(-1e100, 1e100), size=2))
+_SCHEMA = {
+    "lambdas": Numbers(),
+    "centre": _MOMENT,
+    "scale": _MOMENT,
+    "space?": Text(),
+    "seed?": Number(-(2**64), 2**64, whole=True),
+    "column?": (Text(), [Text()]),
+    "key_column?": Text(),
+    "farthest?": maybe(Number(1e-100)),
+    **{f"{name}?": maybe(Number(0, 1e18)) for name in ("expected_num_tokens", "num_tokens_std")},
+    **{f"{name}?": maybe(_MOMENT) for name in ("expected_mu", "expected_sigma", "mu_std", "sigma_std")},
+}
 _NEVER = 2.0**-53  # no hash is needed to drop a row of a smaller probability
 
 
@@ -69,6 +83,7 @@ class PerplexitySelector:
     _version: int = field(default=_VERSION, init=False, repr=False)  # part of the fingerprint `datasets` makes
 
     def __post_init__(self) -> None:
+        check({name: value for name, value in vars(self).items() if name != "_version"}, _SCHEMA, "the selector")
         object.__setattr__(self, "lambdas", tuple(float(number) for number in self.lambdas))
         object.__setattr__(self, "column", as_column(self.column))
         number = len(names_of(self.column))
@@ -232,4 +247,9 @@ class PerplexitySelector:
     @classmethod
     def load(cls, path: str | os.PathLike) -> PerplexitySelector:
         """Load what [`~PerplexitySelector.save`] wrote; it selects the same rows."""
-        return cls(**load_json(path, kind="perplexity_selector", version=_VERSION))
+
+        def read(d: dict[str, Any], where: str) -> PerplexitySelector:
+            check(d, _SCHEMA, where)
+            return cls(**d)
+
+        return load_json(path, kind="perplexity_selector", version=_VERSION, read=read)

@@ -12,10 +12,21 @@ import numpy as np
 from hf_ppl_select.benchmarks import METRICS, BenchmarkResults, Record, load_records
 from hf_ppl_select.benchmarks.estimates import metric_terms
 from hf_ppl_select.data.saving import load_json
+from hf_ppl_select.data.schema import Anything, Names, Number, Numbers, Text, checked, maybe
 
 TITLES = {"choice_accuracy": "accuracy", "choice_accuracy_norm": "accuracy per character", "choice_bits_per_byte":
           "bits per byte of the right answer"}  # fmt: skip
 HIGHER_IS_BETTER = ("choice_accuracy", "choice_accuracy_norm")
+_TEXTS = Names({"nll_sum": Numbers(Number(0, 1e15)), "num_tokens": Numbers(Number(0, 1e15))})
+_FOUND = Names(Anything())
+_METRICS = {
+    **dict.fromkeys(("recipe", "model", "dataset"), Text()),
+    **dict.fromkeys(("seed", "num_rows", "num_empty_rows", "num_tokens", "num_processes"), Number(0, 1e18)),
+    **dict.fromkeys(("training_rows", "train"), _FOUND),
+    "selection": maybe(_FOUND),
+    "resumed_from": maybe(Text()),
+    "log_history": [_FOUND],
+}
 
 
 @dataclass(frozen=True)
@@ -105,10 +116,12 @@ def read_run(folder: str | Path) -> Run:
     path = Path(folder)
     found: dict[str, Any] = {}
     if (path / "metrics.json").is_file():
-        found["metrics"] = load_json(path / "metrics.json", kind="training_metrics", version=1)
+        found["metrics"] = load_json(path / "metrics.json", kind="training_metrics", version=1, read=checked(_METRICS))
     for name, file in (("texts", "held_out.json"), ("base_texts", "held_out_base.json")):
         if (path / file).is_file():
-            sets = load_json(path / file, kind="text_likelihoods", version=1)
+            sets = load_json(path / file, kind="text_likelihoods", version=1, read=checked(_TEXTS))
+            if uneven := [key for key, one in sets.items() if len(one["nll_sum"]) != len(one["num_tokens"])]:
+                raise ValueError(f"{path / file} has other numbers of nll_sum and num_tokens in {uneven[0]!r}.")
             found[name] = {key: np.array([one["nll_sum"], one["num_tokens"]], float) for key, one in sets.items()}
     saved = None
     if (path / "benchmarks.parquet").is_file():

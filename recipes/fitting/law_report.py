@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_ppl_select.data.load import load_texts
 from hf_ppl_select.data.saving import load_json, save_json
+from hf_ppl_select.data.schema import Number, Text, checked
 from hf_ppl_select.law.budgets import exhausted_at, gain_by_budget
 from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.law.intervals import check_intervals, param_intervals
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from hf_ppl_select import PerplexityLandscape, ScalingLaw
     from hf_ppl_select.law.optimum import Optimum
     from hf_ppl_select.probes.plan import ProbePlan
+
+_BASE_LOSS = {"model": Text(), "general_eval_file": Text(), "general_loss": Number(0, 1e6)}
 
 
 def print_law(law: ScalingLaw) -> None:
@@ -63,7 +66,7 @@ def _base_general_loss(script_args, training_args, model_args) -> float:
     path = Path(training_args.output_dir) / "base.json"
     asked = {"model": model_args.model_name_or_path, "general_eval_file": script_args.general_eval_file}
     if path.exists():
-        known = load_json(path, kind="base_loss", version=1)
+        known = load_json(path, kind="base_loss", version=1, read=checked(_BASE_LOSS))
         if all(known[name] == value for name, value in asked.items()):
             return known["general_loss"]
     from hf_ppl_select.likelihood.engine import load_model

@@ -146,9 +146,9 @@ def test_load_refuses_what_was_changed(law, tmp_path):
     document = json.loads(path.read_text())
     changes = {
         "lacks report": {name: value for name, value in document.items() if name != "report"},
-        "report has": document | {"report": {"r2": 1.0}},
-        "E 'low', which no fit gives": document | {"params": document["params"] | {"E": "low"}},
-        "Dc -1, which no fit gives": document | {"params": document["params"] | {"Dc": -1}},
+        "lacks report.converged": document | {"report": {"r2": 1.0}},
+        "params.E 'low'; it must be a number": document | {"params": document["params"] | {"E": "low"}},
+        "Dc -1, which no fit to its points gives": document | {"params": document["params"] | {"Dc": -1}},
         "no law points": document | {"points": []},
     }
     for message, changed in changes.items():

@@ -1,0 +1,108 @@
+"""JSON and YAML of unknown origin: what the formats tolerate and a reader would stumble over is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+MOST_DIGITS = 40  # of a whole number: beyond all that is counted, and int() of thousands takes long
+DEEPEST = 20  # brackets within brackets
+
+
+def parse_json(text: str, where: str) -> Any:
+    """`json.loads`, for which a key is there once, numbers are finite, and nothing lies deeper than 20 levels.
+
+    Args:
+        text: one document.
+        where: how the error calls it: a file, or a line of it.
+
+    Raises:
+        ValueError: naming `where` and what is wrong.
+    """
+
+    def whole(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise ValueError(f"{where} has a number of {len(digits):,} digits; make the file again.")
+        return int(digits)
+
+    def finite(digits: str) -> float:
+        if not math.isfinite(number := float(digits)):
+            raise ValueError(f"{where} has the number {digits[:MOST_DIGITS]}, which is not finite; make it again.")
+        return number
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{where} has {twice[:80]!r} twice; make the file again.")
+        return found
+
+    _check_depth(text, where)
+    try:
+        document = json.loads(text, parse_int=whole, parse_float=finite, parse_constant=finite, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not valid JSON ({error}); was it cut off, or not written as JSON?") from error
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        check_text(json.dumps(document, ensure_ascii=False), where)
+    return document
+
+
+def check_text(text: str, where: str) -> None:
+    """ValueError where `text` holds half a character (a lone surrogate), which no file and no terminal takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds half a character, {text[error.start]!r}; write it anew as UTF-8.") from error
+
+
+def _check_depth(text: str, where: str) -> None:
+    if text.count("[") + text.count("{") <= DEEPEST:
+        return
+    depth = 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text, re.DOTALL):
+        first = text[token.start()]
+        depth += (first in "[{") - (first in "]}")
+        if depth > DEEPEST:
+            raise ValueError(f"{where} has brackets within brackets, more than {DEEPEST} deep; make the file again.")
+
+
+def check_yaml(text: str, where: str) -> None:
+    """Refuse YAML whose meaning is not what one reads: a key twice, `&anchors` and `*aliases`, depths beyond 20.
+
+    Raises:
+        ValueError: it has one of these.
+        yaml.YAMLError: it is not YAML.
+    """
+    import yaml
+
+    check_text(text, where)
+    mappings: list[set[str] | None] = []  # the open ones, innermost last: keys seen; None where it is a list
+    is_key: list[bool] = []
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = f"{where}, line {event.start_mark.line + 1}"
+        if getattr(event, "anchor", None) is not None:  # of an alias, too
+            raise ValueError(f"{line} has &{event.anchor} or *{event.anchor}; write out what it stands for.")
+        if isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            mappings.pop(), is_key.pop()
+        elif not isinstance(event, (yaml.ScalarEvent, yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            continue
+        elif mappings and mappings[-1] is not None and is_key[-1]:
+            key = getattr(event, "value", None)
+            if key is None:
+                raise ValueError(f"{line} has a key that is a list or mapping; a key is a name.")
+            if key in mappings[-1]:
+                raise ValueError(f"{line} has {key[:80]!r} a second time; keep one of them.")
+            mappings[-1].add(key)
+            is_key[-1] = False
+            continue
+        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            mappings.append(set() if isinstance(event, yaml.MappingStartEvent) else None)
+            is_key.append(True)
+            if len(mappings) > DEEPEST:
+                raise ValueError(f"{line} is more than {DEEPEST} levels deep; options are flat.")
+            continue
+        if is_key:
+            is_key[-1] = True

@@ -1,0 +1,176 @@
+"""Files that were changed since we wrote them: bits flipped, ends cut off, values that no writer writes.
+
+Each reader gives back what was written, or a ValueError that names the file. It never gives something else.
+"""
+
+import copy
+import json
+import random
+import warnings
+
+import pytest
+from faults.kinds import KINDS
+
+from hf_ppl_select.data.saving import checksum
+
+FLIPS, CUTS, HOSTILE = 150, 40, 300
+VALUES = [
+    None, True, False, "", "123", "/etc/passwd", "\ud800", -1, 0, 5, 10**400, -(10**400), 2**63, 1e308, -1e308, 1e-320,
+    float("nan"), float("inf"), [], {}, [[]], [None], ["1", "2", "3"], [1e308, 1e308, 1e308], {"a": {}}, "x" * 20_000,
+    [[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]],
+]  # fmt: skip
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, tmp_path):
+    """A good file, its reader and what it holds."""
+    write, read = KINDS[request.param]
+    path = tmp_path / request.param
+    write(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what we write now has a checksum
+        return path, read, read(path)
+
+
+def refused(read, path, good):
+    """Whether a changed file is refused with our error; a failure if it loads as something else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = read(path)
+        except ValueError as error:
+            message = str(error)
+            assert path.name in message and len(message) < 1000 and "\n" not in message.strip(), message
+            return True
+    assert found == good, "a changed file loads as another value"
+    return False
+
+
+def test_flipped_bits_are_never_another_value(kind):
+    path, read, good = kind
+    content, rng, seen = path.read_bytes(), random.Random(path.name), 0
+    for _ in range(FLIPS):
+        changed = bytearray(content)
+        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        seen += refused(read, path, good)
+    assert seen > 0.8 * FLIPS  # of the others the change says nothing, as of 1e5 and 1E5
+
+
+def test_a_file_that_was_cut_off_is_refused(kind):
+    path, read, good = kind
+    content, rng = path.read_bytes(), random.Random(path.name)
+    cuts = [0, 1, len(content) // 2, len(content) - 2, *(rng.randrange(len(content) - 1) for _ in range(CUTS))]
+    lines = [i + 1 for i, byte in enumerate(content[:-1]) if byte == ord("\n")][:50]
+    for cut in (*cuts, *lines):
+        path.write_bytes(content[:cut])
+        assert refused(read, path, good), f"{cut} of {len(content)} bytes load"
+
+
+def places(value, at=()):
+    """The paths to all values in a document."""
+    yield at
+    for key, inside in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
+        yield from places(inside, (*at, key))
+
+
+def documents(path):
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
+
+
+@pytest.mark.parametrize("with_checksum", [True, False], ids=["checksum made again", "without checksum"])
+def test_hostile_values_are_refused_or_mean_what_they_say(kind, with_checksum):
+    path, read, good = kind
+    if path.suffix == ".parquet":
+        pytest.skip("typed by parquet; a bit flipped is another test")
+    original, rng = documents(path), random.Random(path.name)
+    for _ in range(HOSTILE):
+        changed = copy.deepcopy(original)
+        for row in changed:
+            row.pop("checksum", None)
+        row = rng.choice(changed)
+        *inner, last = rng.choice([at for at in places(row) if at])
+        holder = row
+        for key in inner:
+            holder = holder[key]
+        action = rng.choice(["set", "set", "set", "delete", "add"])
+        if action == "set":
+            holder[last] = rng.choice(VALUES)
+        elif action == "delete":
+            del holder[last]
+        elif isinstance(holder, dict):
+            holder[rng.choice(["extra", "checksum", "kind", "x" * 5000])] = rng.choice(VALUES)
+        if with_checksum and path.suffix == ".json":
+            row["checksum"] = checksum(row) if "\ud800" not in json.dumps(row, ensure_ascii=False) else "sha256:"
+        path.write_text("".join(json.dumps(row) + "\n" for row in changed), encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found = read(path)
+            except ValueError as error:
+                assert path.name in str(error) and len(str(error)) < 2000, str(error)[:3000]
+            else:
+                assert_sane(found)
+
+
+def assert_sane(value):
+    """All numbers finite, all texts writable: so it can be saved again."""
+    json.dumps(value, allow_nan=False, ensure_ascii=False, default=list).encode()
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith(".parquet")])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "{\"a\":" * 5_000, "[" * 15 + "]" * 15, "1" * 5_000, "-", '"\\ud800"', "{}", "null", "\0", "\ufeff{}",
+     '{"kind": 1, "kind": 2}', "NaN", '{"kind": "hf_ppl_select/scaling_law", "schema_version": 1' + "0" * 500 + "}"],
+    ids=range(13),
+)  # fmt: skip
+def test_texts_that_are_no_document(name, text, tmp_path):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        KINDS[name][1](path)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name.endswith(".json")])
+def test_files_without_a_checksum_load_with_a_note(name, tmp_path):
+    write, read = KINDS[name]
+    path = tmp_path / name
+    write(path)
+    good, document = read(path), json.loads(path.read_text())
+    del document["checksum"]
+    path.write_text(json.dumps(document))
+    with pytest.warns(UserWarning, match=f"{name} has no checksum"):
+        assert read(path) == good
+
+
+def test_points_of_a_law_are_never_a_file_that_is_opened(tmp_path):
+    write, read = KINDS["law.json"]
+    elsewhere, path = tmp_path / "points.jsonl", tmp_path / "law.json"
+    KINDS["points.jsonl"][0](elsewhere)
+    write(path)
+    document = json.loads(path.read_text())
+    del document["checksum"]
+    path.write_text(json.dumps(document | {"points": str(elsewhere)}))
+    with pytest.raises(ValueError, match="law.json has points .*; it must be a list"):
+        read(path)
+
+
+def test_whole_tables_of_points_may_stand_one_after_another(tmp_path):
+    write, read = KINDS["points.jsonl"]
+    path = tmp_path / "points.jsonl"
+    write(path)
+    text = path.read_text()
+    path.write_text(text + text.replace("mu-", "again-").replace("sha256:", "sha256:"))
+    with pytest.raises(ValueError, match="row 15 .* is not what was written"):
+        read(path)
+    rows = [json.loads(line) for line in text.splitlines()]
+    from hf_ppl_select.law.points import append_law_points
+
+    append_law_points(tmp_path / "more.jsonl", [row | {"run": f"again {row['run']}"} for row in rows[:4]])
+    path.write_text(text + (tmp_path / "more.jsonl").read_text())
+    assert len(read(path)) == 19
