@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_ppl_select.command import as_typed
+from hf_ppl_select.data.strict import check_yaml
 
 OUR_FOLDERS = ("hf_ppl_select", "trainer_callbacks", "recipes")
+MOST_OPTIONS = 1_000_000  # characters of a YAML file
 USAGE = "%(prog)s [--config FILE] [--option value ...]"
 
 
@@ -65,10 +67,15 @@ def parse_options(parser: Any, args: list[str] | None = None) -> tuple:
     """The dataclasses of a `TrlParser`, from the command line and `--config FILE`; an unknown option or key fails."""
     import yaml
 
-    if (sys.argv[1:] if args is None else args)[-1:] == ["--config"]:
+    given = sys.argv[1:] if args is None else args
+    if given[-1:] == ["--config"]:
         parser.exit(2, f"{parser.prog}: error: --config needs a YAML file.\n")
     parser.usage = USAGE  # not hundreds of them before each error
     try:
+        if "--config" in given:
+            config = given[given.index("--config") + 1]
+            with open(config, encoding="utf-8") as file:
+                check_yaml(file.read(MOST_OPTIONS), config)
         return parser.parse_args_and_config(args=args)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")

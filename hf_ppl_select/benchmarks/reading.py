@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.strict import parse_json
 from .subject_names import CMMLU_SUBJECTS
 from .tasks import FILE_SUFFIXES, Benchmark, Row
 
@@ -138,17 +138,14 @@ def _read_file(path: Path) -> list[Row]:
             return [_parse_nested(path, index, row) for index, row in enumerate(csv.DictReader(file))]
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".json" and text.lstrip().startswith("["):
-        return json.loads(text)
+        return parse_json(text, str(path))
     return list(_json_lines(path, text))
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not valid JSON: {error}.") from None
+            row = parse_json(line, f"{path}, line {number}")
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number} is not a JSON object.")
             yield row
@@ -159,8 +156,8 @@ def _parse_nested(path: Path, index: int, row: dict[str, str]) -> Row:
     for column in _NESTED_COLUMNS:
         if str(row.get(column, "")).startswith(("[", "{")):
             try:
-                parsed[column] = json.loads(row[column])
-            except json.JSONDecodeError as error:
+                parsed[column] = parse_json(row[column], f"column {column!r}")
+            except ValueError as error:
                 raise ValueError(
                     f"{path}, row {index}: column {column!r} must be JSON in .csv, not {row[column]!r} ({error})."
                 ) from None

@@ -193,7 +193,8 @@ def load_records(path: str | os.PathLike) -> SavedRecords:
         rows = table.to_pylist()
         header = parse_json((table.schema.metadata or {}).get(_METADATA, b"{}").decode(), f"the header of {path}")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a parquet file with the records of a run: {error}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not a parquet file with the records of a run: {reason}") from None
     header = header if isinstance(header, dict) else {}
     if (header.get("kind"), header.get("schema_version")) != (_RECORDS_KIND, VERSION):
         raise ValueError(

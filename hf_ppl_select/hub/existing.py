@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,9 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi, RepoCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+from ..data.strict import check_yaml, parse_json
 
 OUR_FILES = {  # what they say they are
     "law.json": ("scaling_law",),
@@ -27,7 +29,7 @@ _DATA_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl", ".txt", ".arrow", ".tar
 def is_ours(path: Path) -> bool:
     """Whether a file called like one of [`OUR_FILES`] says that it is one."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"), path.name)
     except (OSError, ValueError):
         return False
     return isinstance(document, dict) and document.get("kind") in {f"hf_ppl_select/{k}" for k in OUR_FILES[path.name]}
@@ -128,6 +130,8 @@ def _card(text: str) -> RepoCard:
     """A README, whose YAML block may be missing."""
     text = text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n{text}"
     try:
+        if block := REGEX_YAML_BLOCK.search(text):  # before anything is made of it
+            check_yaml(block[2], "the YAML block of the README.md that is there")
         return RepoCard(text, ignore_metadata_errors=True)
     except yaml.YAMLError as error:
         where = str(error).splitlines()[0]

@@ -6,6 +6,7 @@ import pytest
 
 from hf_ppl_select.command import COMMANDS
 
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else '1'] * 10)}]\n" for i in range(30))
 SCRIPTS = [script for script, _ in COMMANDS.values()]
 
 
@@ -24,6 +25,11 @@ def test_what_is_wrong_with_the_options_is_one_error(script, run_recipe, tmp_pat
     (tmp_path / "unknown.yaml").write_text("no_such_key: 1\n")
     (tmp_path / "broken.yaml").write_text("no_such_key: [1\n")
     (tmp_path / "list.yaml").write_text("- no_such_key\n")
+    (tmp_path / "bomb.yaml").write_text(BOMB)
+    (tmp_path / "twice.yaml").write_text("seed: 1\noutput_dir: a\nseed: 2\n")
+    (tmp_path / "twice_inside.yaml").write_text("env: {A: 1, B: 2, A: 3}\n")
+    (tmp_path / "deep.yaml").write_text("no_such_key: " + "[" * 100_000 + "]" * 100_000)
+    (tmp_path / "binary.yaml").write_bytes(b"\x93\xff\x00PNG")
     before = sorted(tmp_path.iterdir())
     needed = options_to_start(script)
     for options, message in (
@@ -33,6 +39,11 @@ def test_what_is_wrong_with_the_options_is_one_error(script, run_recipe, tmp_pat
         (["--config", "list.yaml"], "must contain a YAML mapping"),
         (["--config", "missing.yaml"], "No such file or directory: 'missing.yaml'"),
         (["--config"], "--config needs a YAML file"),
+        (["--config", "bomb.yaml"], "bomb.yaml, line 1 has &a0 or *a0; write out what it stands for"),
+        (["--config", "twice.yaml"], "twice.yaml, line 3 has 'seed' a second time"),
+        (["--config", "twice_inside.yaml"], "twice_inside.yaml, line 1 has 'A' a second time"),
+        (["--config", "deep.yaml"], "deep.yaml, line 1 is more than 20 levels deep"),
+        (["--config", "binary.yaml"], "'utf-8' codec can't decode"),
     ):
         code, stdout, stderr = run_recipe(script, *needed, *options)
         assert code == 2 and message in stderr.split(f"{script}.py: error: ")[1], (options, stderr)
