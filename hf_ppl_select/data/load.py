@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .shards import check_folder_of_shards
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -23,13 +25,16 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
 
     Raises:
         FileNotFoundError: `name` is written like a path and nothing is there, or only a part yet.
-        ValueError: a file of another kind, one that cannot be read, no such split, or no rows.
+        ValueError: a file of another kind, one that cannot be read, no such split, or no rows; or a folder that lacks
+            a shard, or has another than was written.
     """
     from datasets import DatasetDict, load_dataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
 
     path = Path(name).expanduser()
     kind = FILE_KINDS.get(path.suffix)
+    if (path / "data").is_dir():
+        check_folder_of_shards(path / "data", [shard.name for shard in path.glob("data/*.parquet")])
     if path.is_file():
         if kind is None:
             raise ValueError(f"{name} is not a dataset: bring a {', '.join(FILE_KINDS)} file, or a folder.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.saving import write_atomically
+from ..data.shards import MANIFEST, describe_shard, save_manifest
 from ..landscape.landscape import PerplexityLandscape
 from .existing import OUR_FILES, is_ours, join_cards
 from .repository import check_license
@@ -90,10 +91,14 @@ def save_subset(
     try:
         (aside / "data").mkdir()
         num_bytes = subset.data.nbytes * len(subset) / max(1, subset.data.num_rows)
+        shards: dict[str, Any] = {}
         num_shards = max(1, min(len(subset), math.ceil(num_bytes / _SHARD_BYTES)))
         for index in range(num_shards):
             shard = subset.shard(num_shards, index, contiguous=True)
-            shard.to_parquet(aside / "data" / f"train-{index:05d}-of-{num_shards:05d}.parquet")
+            path = aside / "data" / f"train-{index:05d}-of-{num_shards:05d}.parquet"
+            shard.to_parquet(path, write_page_checksum=True)
+            shards[path.name] = describe_shard(path)
+        save_manifest(aside / "data" / MANIFEST, {}, shards)
         save_parts(aside, law, landscape, selection)
         write_atomically(aside / "README.md", join_cards(_readme(folder), card))
         _sync(aside)

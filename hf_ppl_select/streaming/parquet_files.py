@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ..data.saving import written_aside
+from ..data.shards import MANIFEST, check_whole, is_as_described
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.scores import check_one_column
 from ..selection.candidates import check_guards
@@ -41,6 +43,8 @@ class ParquetFiles:
         paths: on it, sorted.
         column, num_tokens_column: the score, and tokens of each chunk.
         min_score, max_score: guards; rows outside do not exist for the passes below, but are counted.
+        shards: what a manifest says of local files, which the first pass compares with them. Of others parquet's own
+            checksums are compared, page by page.
     """
 
     filesystem: Any
@@ -49,6 +53,7 @@ class ParquetFiles:
     num_tokens_column: str = "num_tokens"
     min_score: float | None = None
     max_score: float | None = None
+    shards: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_one_column(self.column, "a stream of parquet files")
@@ -64,6 +69,7 @@ class ParquetFiles:
 
         Raises:
             FileNotFoundError: nothing there, or no parquet file of that split.
+            ValueError: shards are missing, or have another size than was written.
         """
         from fsspec.core import url_to_fs
 
@@ -87,11 +93,33 @@ class ParquetFiles:
             )
         if not found:
             raise FileNotFoundError(f"{name} has no .parquet file; a streamed selection reads parquet only.")
-        return cls(filesystem, tuple(of_split or found), **options)
+        files = cls(filesystem, tuple(of_split or found), **options)
+        return files._whole()
 
     def describe(self) -> list[tuple[str, int]]:
         """Name and size of each file: to notice that they have changed."""
         return [(path.rpartition("/")[2], int(self.filesystem.size(path) or 0)) for path in self.paths]
+
+    def _whole(self) -> ParquetFiles:
+        """With what manifests say of the files; ValueError where a folder lacks a shard, or one is too short."""
+        folders: dict[str, list[str]] = {}
+        for path in self.paths:
+            folders.setdefault(path.rpartition("/")[0], []).append(path)
+        hashes, local = {}, _is_local(self.filesystem)
+        for folder, paths in folders.items():
+            sizes = {path.rpartition("/")[2]: int(self.filesystem.size(path) or 0) for path in paths}
+            with TemporaryDirectory() as here:
+                manifest = Path(folder if local else here, MANIFEST)
+                if not local and self.filesystem.exists(f"{folder}/{MANIFEST}"):
+                    self.filesystem.get_file(f"{folder}/{MANIFEST}", str(manifest))
+                there = manifest if manifest.exists() else None
+                listed = check_whole(sizes, there, folder, lambda name, folder=folder: self._rows(f"{folder}/{name}"))
+            hashes |= {f"{folder}/{name}": shard for name, shard in listed.items()}
+        return replace(self, shards=hashes if local else {})
+
+    def _rows(self, path: str) -> int:
+        with self._open(self.paths.index(path)) as file:
+            return file.metadata.num_rows
 
     def check_columns(self, *names: str) -> None:
         """KeyError if the first file lacks a column."""
@@ -105,6 +133,9 @@ class ParquetFiles:
             KeyError: a file lacks a column.
             ValueError: no row has a finite score inside the guards.
         """
+        for path, shard in self.shards.items():
+            if not is_as_described(path, shard):
+                raise ValueError(f"{path} is not what was written: its SHA-256 differs; get it or make it again.")
         landscape, dropped = None, {}
         columns = (self.column, self.num_tokens_column)
         with _bar("Landscape") as bar:
@@ -139,7 +170,8 @@ class ParquetFiles:
                 with self._open(index) as file:
                     schema = file.schema_arrow  # with the features, for `load_dataset`
                 batches = self._batches(index, bar, len(missing))
-                with written_aside(output.paths[index]) as aside, pq.ParquetWriter(aside, schema) as writer:
+                options = {"schema": schema, "write_page_checksum": True}
+                with output.writing(index) as aside, pq.ParquetWriter(aside, **options) as writer:
                     for table in _gathered(self.keep(selector, batch) for batch in batches):
                         writer.write_table(table)
 
@@ -163,14 +195,17 @@ class ParquetFiles:
     def _open(self, index: int) -> Any:
         import pyarrow.parquet as pq
 
+        file = self.filesystem.open(self.paths[index], "rb")
         # buffered, a column chunk is read as it is decoded; otherwise all of it at once
-        return pq.ParquetFile(self.filesystem.open(self.paths[index], "rb"), buffer_size=_READ_BYTES, pre_buffer=False)
+        options = {"buffer_size": _READ_BYTES, "pre_buffer": False, "page_checksum_verification": True}
+        with _named(self.paths[index]):
+            return pq.ParquetFile(file, **options)
 
     def _batches(
         self, index: int, bar: tqdm, num_files: int, columns: tuple[str, ...] | None = None
     ) -> Iterator[pa.RecordBatch]:
         """One file, some rows at a time; the bar counts them, as if all `num_files` were as long as those so far."""
-        with self._open(index) as file:
+        with _named(self.paths[index]), self._open(index) as file:
             needed = (self.column, self.num_tokens_column)
             _check_columns(self.paths[index], file.schema_arrow.names, needed)
             bar.files = getattr(bar, "files", 0) + 1
@@ -178,6 +213,24 @@ class ParquetFiles:
             for batch in file.iter_batches(_ROWS if columns is None else 16 * _ROWS, columns=columns):
                 yield batch
                 bar.update(batch.num_rows)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Errors of pyarrow about a broken file as a ValueError that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk or network, not of what is in the file
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read as parquet ({reason}); get it or make it again.") from error
+
+
+def _is_local(filesystem: Any) -> bool:
+    return "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
 
 
 def _check_columns(path: str, present: list[str], needed: tuple[str, ...]) -> None:

@@ -7,13 +7,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..data.saving import load_json, save_json, written_aside
+from ..data.saving import written_aside
+from ..data.shards import check_folder_of_shards, describe_shard, is_as_described, load_manifest, save_manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,9 +29,10 @@ T, R = TypeVar("T"), TypeVar("R")
 class ShardedOutput:
     """A folder that `load_dataset` reads: data/train-00000-of-00010.parquet and so on, and data/manifest.json.
 
-    Shards are written aside and renamed, and gather in the hidden folder `.unfinished`; [`~ShardedOutput.publish`]
-    makes it `data`. `load_dataset` knows them by their names. A README.md that names them would be a trap: of two
-    local folders with one name it makes `datasets` load the first again.
+    Shards are written aside and renamed, and gather in the hidden folder `.unfinished`, each with a note of its hash
+    beside it; [`~ShardedOutput.publish`] makes it `data`, and the notes a part of the manifest. `load_dataset` knows
+    shards by their names. A README.md that names them would be a trap: of two local folders with one name it makes
+    `datasets` load the first again.
 
     Several processes, also on several machines with one file system, may each write some of them: see [`launched_as`].
     """
@@ -63,9 +67,10 @@ class ShardedOutput:
         manifest = output._current / "manifest.json"
         settings = json.loads(json.dumps(settings))
         if manifest.exists():
-            earlier = load_json(manifest, kind="shards", version=1)
+            earlier, _ = load_manifest(manifest)
             names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))
             if not names:
+                output._check_what_is_there()
                 return output
             if not overwrite and any(output._current.glob("*.parquet")):
                 changed = "; ".join(f"{name} was {earlier.get(name)!r}, is {settings.get(name)!r}" for name in names)
@@ -77,15 +82,45 @@ class ShardedOutput:
             return output._wait(settings)
         elif output.published or (output.folder.exists() and not output.folder.is_dir()):
             raise FileExistsError(f"{folder} has data that was not written here; use another folder.")
-        save_json(output._current / "manifest.json", dict(settings), kind="shards", version=1)
+        save_manifest(output._current / "manifest.json", settings, None)
         return output
+
+    def _check_what_is_there(self) -> None:
+        """Remove shards of an earlier run that are not as they were written, so that they are written again.
+
+        Raises:
+            ValueError: a published one is damaged, or missing.
+        """
+        if self.published:
+            return check_folder_of_shards(self.folder / "data", [path.name for path in self.paths])
+        for path, shard in zip(self.paths, self._described()):
+            if not path.exists():
+                continue
+            if shard is None:
+                warnings.warn(f"{path} has no note of its hash, as earlier versions wrote it.", stacklevel=4)
+            elif not is_as_described(path, shard):
+                warnings.warn(f"{path} is not what was written; it is written again.", stacklevel=4)
+                path.unlink(missing_ok=True)
+
+    def _described(self) -> list[dict[str, Any] | None]:
+        """For each shard what it was when it was written, from the note beside it or the manifest."""
+        listed = load_manifest(self._current / "manifest.json")[1] or {}
+        return [_read_note(path) or listed.get(path.name) for path in self.paths]
+
+    @contextmanager
+    def writing(self, index: int) -> Iterator[Path]:
+        """A path to write a shard to; once the block is through, it is noted and takes its place."""
+        path = self.paths[index]
+        with written_aside(path) as aside:
+            yield aside
+            _note(path).write_text(json.dumps(describe_shard(aside)), encoding="utf-8")
 
     def _wait(self, settings: Mapping[str, Any]) -> ShardedOutput:
         """Until the first process has started the folder with these settings."""
         while True:
             for place in (".unfinished", "data"):
                 manifest = self.folder / place / "manifest.json"
-                if manifest.exists() and load_json(manifest, kind="shards", version=1) == settings:
+                if manifest.exists() and load_manifest(manifest)[0] == settings:
                     return self
             time.sleep(0.1)
 
@@ -113,8 +148,9 @@ class ShardedOutput:
         """Write a shard, all of it or nothing."""
         import pyarrow.parquet as pq
 
-        with written_aside(self.paths[index]) as aside:  # the schema carries the features, for `load_dataset`
-            pq.write_table(shard.with_format("arrow")[:].cast(shard.features.arrow_schema), aside)
+        rows = shard.with_format("arrow")[:].cast(shard.features.arrow_schema)  # with the features, for `load_dataset`
+        with self.writing(index) as aside:
+            pq.write_table(rows, aside, write_page_checksum=True)
 
     def write_from(self, index: int, folder: str | os.PathLike) -> None:
         """Write a shard of the parquet files of a folder, in the order of their names, a row group at a time."""
@@ -122,7 +158,7 @@ class ShardedOutput:
 
         parts = sorted(Path(folder).rglob("*.parquet"))
         schema = pq.read_schema(parts[0])
-        with written_aside(self.paths[index]) as aside, pq.ParquetWriter(aside, schema) as writer:
+        with self.writing(index) as aside, pq.ParquetWriter(aside, schema, write_page_checksum=True) as writer:
             for part in parts:
                 with pq.ParquetFile(part) as rows:
                     for batch in rows.iter_batches():
@@ -163,16 +199,47 @@ class ShardedOutput:
         Raises:
             FileNotFoundError: a shard is missing.
         """
-        import pyarrow.parquet as pq
-
+        if self.published:
+            return
         if self.missing:
             raise FileNotFoundError(f"{self.folder} lacks {len(self.missing)} of {self.num_shards} shards.")
-        for leftover in self._current.glob(".*.partial"):  # of a write that was killed
-            leftover.unlink()
-        empty = [path for path in self.paths if not pq.read_metadata(path).num_rows]
-        for path in empty[: self.num_shards - 1]:  # datasets 4.4 to 5.0 cannot load what has one before others
-            path.unlink()
-        self._current.rename(self.folder / "data")
+        try:
+            self._publish()
+        except OSError:
+            if not self.published:
+                raise
+            shutil.rmtree(self.folder / ".unfinished", ignore_errors=True)  # another process was quicker
+
+    def _publish(self) -> None:
+        folder = self._current
+        found = {path: shard or describe_shard(path) for path, shard in zip(self.paths, self._described())}
+        empty = [path for path, shard in found.items() if not shard["num_rows"]]
+        empty = empty[: self.num_shards - 1]  # datasets 4.4 to 5.0 cannot load what has one before others
+        listed = {path.name: shard for path, shard in found.items() if path not in empty}
+        save_manifest(folder / "manifest.json", load_manifest(folder / "manifest.json")[0], listed)
+        for path in (
+            *folder.glob(".*.partial"),
+            *map(_note, self.paths),
+            *empty,
+        ):  # partial: of a write that was killed
+            path.unlink(missing_ok=True)
+        folder.rename(self.folder / "data")
+
+
+def _note(path: Path) -> Path:
+    """Where the hash of an unpublished shard is kept."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """What was noted of a shard; nothing where that was cut off, and so does not fit the shard either."""
+    if not (note := _note(path)).exists():
+        return None
+    try:
+        shard = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:
+        shard = None
+    return shard if isinstance(shard, dict) else {"num_bytes": -1}
 
 
 def launched_as() -> tuple[int, int, int]:
