@@ -101,9 +101,9 @@ class FitLawArguments:
 def main(script_args, training_args, model_args):
     from datasets import disable_progress_bars
 
+    from fitting.conditions import check_same_settings
     from fitting.law_report import best_landscape, plot_law, print_law, print_planning
     from fitting.probe_runs import (
-        check_same_settings,
         choose_probes,
         collect_points,
         compare_columns,

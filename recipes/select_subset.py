@@ -223,10 +223,41 @@ def select_on_the_way_in(script_args, training_args):
         overwrite=True,
     )
     with training_args.main_process_first(local=False, desc="selection"):
-        resumes = training_args.resume_from_checkpoint is not None and (folder / "selection.json").is_file()
-        if training_args.process_index == 0 and not resumes:
-            main(options)
+        if training_args.process_index == 0:
+            if training_args.resume_from_checkpoint is not None and (folder / "selection.json").is_file():
+                check_same_selection(options)
+            else:
+                main(options)
     return folder
+
+
+def check_same_selection(args):
+    """Whether the subset in `output_dir` is what these options select: of the same budget, strategy, law and corpus.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    from hf_ppl_select import ScalingLaw
+    from hf_ppl_select.data.load import load_rows
+    from hf_ppl_select.landscape.scores import names_of
+    from hf_ppl_select.selection.candidates import hash_columns, read_columns
+    from hf_ppl_select.selection.report import describe_law, load_report
+
+    path = Path(args.output_dir, "selection.json")
+    report, law = load_report(path), ScalingLaw.load(args.law) if args.law else None
+    options = report.get("options", {})
+    column = law.column if law else "perplexity"
+    scores = read_columns(
+        load_rows(args.dataset_name, args.dataset_config, args.dataset_split), *names_of(column), "num_tokens"
+    )
+    same = {name: options.get(name) == getattr(args, name) for name in ("num_tokens", "strategy", "seed")}
+    same["law"] = report.get("law") == (law and json.loads(json.dumps(describe_law(law))))
+    same["dataset_name"] = report.get("inputs", {}).get("sha256") == hash_columns(*scores)
+    if changed := [f"--{name}" for name, equal in same.items() if not equal]:
+        raise ValueError(
+            f"{path} was selected with another {', '.join(changed)}, and the checkpoint was trained on it. Go "
+            "back to those to continue; or start anew, with another --output_dir."
+        )
 
 
 def make_parser():

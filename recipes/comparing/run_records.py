@@ -20,12 +20,13 @@ HIGHER_IS_BETTER = ("choice_accuracy", "choice_accuracy_norm")
 _TEXTS = Names({"nll_sum": Numbers(Number(0, 1e15)), "num_tokens": Numbers(Number(0, 1e15))})
 _FOUND = Names(Anything())
 _METRICS = {
-    **dict.fromkeys(("recipe", "model", "dataset"), Text()),
-    **dict.fromkeys(("seed", "num_rows", "num_empty_rows", "num_tokens", "num_processes"), Number(0, 1e18)),
-    **dict.fromkeys(("training_rows", "train"), _FOUND),
-    "selection": maybe(_FOUND),
-    "resumed_from": maybe(Text()),
-    "log_history": [_FOUND],
+    **dict.fromkeys(("model", "recipe?", "dataset?"), Text()),
+    **dict.fromkeys(("seed", "num_tokens", "num_rows?", "num_empty_rows?", "num_processes?"), Number(0, 1e18)),
+    "train": Names(maybe(Number())),
+    "training_rows?": _FOUND,
+    "selection?": maybe(_FOUND),
+    "resumed_from?": maybe(Text()),
+    "log_history?": [_FOUND],
 }
 
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fitting.conditions import hash_texts
 from hf_ppl_select.data.load import load_texts
 from hf_ppl_select.data.saving import load_json, save_json
 from hf_ppl_select.data.schema import Number, Text, checked
@@ -14,15 +15,20 @@ from hf_ppl_select.law.budgets import exhausted_at, gain_by_budget
 from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.law.intervals import check_intervals, param_intervals
 from hf_ppl_select.law.optimum import general_points
+from hf_ppl_select.likelihood.model_identity import resolve_revision
 from hf_ppl_select.probes.plan import precision_by_runs
-from hf_ppl_select.scoring.perplexity import evaluate_perplexity
+from hf_ppl_select.scoring.perplexity import PerplexityScorer, evaluate_perplexity
 
 if TYPE_CHECKING:
     from hf_ppl_select import PerplexityLandscape, ScalingLaw
     from hf_ppl_select.law.optimum import Optimum
     from hf_ppl_select.probes.plan import ProbePlan
 
-_BASE_LOSS = {"model": Text(), "general_eval_file": Text(), "general_loss": Number(0, 1e6)}
+_BASE_LOSS = {
+    **dict.fromkeys(("model", "dtype", "general_eval_file"), Text()),
+    "measuring": Number(0, 1e6, whole=True),
+    "general_loss": Number(0, 1e6),
+}
 
 
 def print_law(law: ScalingLaw) -> None:
@@ -64,14 +70,19 @@ def _base_general_loss(script_args, training_args, model_args) -> float:
     if script_args.general_eval_file is None:
         raise ValueError("--max_forgetting needs the base model's general loss: --general_eval_file, or the number.")
     path = Path(training_args.output_dir) / "base.json"
-    asked = {"model": model_args.model_name_or_path, "general_eval_file": script_args.general_eval_file}
+    texts = load_texts(script_args.general_eval_file, training_args.dataset_text_field)[0]
+    asked = {
+        "model": resolve_revision(model_args.model_name_or_path, model_args.model_revision),
+        "dtype": str(model_args.dtype),
+        "general_eval_file": hash_texts(texts, "text"),
+        "measuring": PerplexityScorer._version,
+    }
     if path.exists():
-        known = load_json(path, kind="base_loss", version=1, read=checked(_BASE_LOSS))
+        known = load_json(path, kind="base_loss", version=2, read=checked(_BASE_LOSS))
         if all(known[name] == value for name, value in asked.items()):
             return known["general_loss"]
     from hf_ppl_select.likelihood.engine import load_model
 
-    texts = load_texts(script_args.general_eval_file, training_args.dataset_text_field)[0]
     model, tokenizer = load_model(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
@@ -79,7 +90,7 @@ def _base_general_loss(script_args, training_args, model_args) -> float:
         device="cpu" if training_args.use_cpu else None,
     )
     loss = evaluate_perplexity(model, tokenizer, texts["text"][:]).nll_per_token
-    save_json(path, {**asked, "general_loss": loss}, kind="base_loss", version=1)
+    save_json(path, {**asked, "general_loss": loss}, kind="base_loss", version=2)
     return loss
 
 

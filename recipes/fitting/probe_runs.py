@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import copy
 import gc
-import hashlib
 import itertools
-import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,6 @@ import numpy as np
 from fitting.ray_probes import train_with_ray
 from hf_ppl_select import PerplexityLandscape, compare_scaling_laws, select_subset
 from hf_ppl_select.data.load import load_texts
-from hf_ppl_select.data.saving import load_json, save_json
 from hf_ppl_select.landscape.scores import in_words
 from hf_ppl_select.law.comparison import choose_form, only_without_features
 from hf_ppl_select.law.points import LawPoints, append_law_points, read_law_points
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
 
 
 _DRAWS = 16
-_SETTINGS_VERSION = 2  # 1 hashed perplexities only, and its random probe was another subset
 SCORES = ("perplexity", "perplexity_ratio", "ngram_ratio", "ifd")  # law points hold those that the chunks have
 
 
@@ -68,45 +64,6 @@ def design_runs(script_args, dataset: Dataset, seed: int) -> ProbePlan:
         probes[1 + k :: len(landscapes)] = spread
     named = [replace(probe, run=f"probe-{k:02d}") for k, probe in enumerate(probes[1:])]
     return ProbePlan((probes[0], *named), num_tokens, tuple(sorted(ladder)))
-
-
-def check_same_settings(
-    folder: Path, script_args, training_args, model_args, dataset: Dataset, plan: ProbePlan
-) -> str:
-    """Refuse to add law points to a folder that holds points of other settings: they would not compare.
-
-    Returns:
-        What names the corpus: its dataset and a hash of its scores.
-
-    Raises:
-        ValueError: naming the settings that changed.
-    """
-    training = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "seed")
-    scores = np.stack([np.asarray(dataset[column][:], dtype=np.float64) for column in script_args.column])
-    settings = {
-        "model": model_args.model_name_or_path,
-        "use_peft": model_args.use_peft,
-        "column": script_args.column,
-        "scores": hashlib.sha256(scores.tobytes()).hexdigest(),
-        "eval_file": script_args.eval_file,
-        "general_eval_file": script_args.general_eval_file,
-        "num_tokens": plan.tokens_per_run,
-        "ladder": plan.ladder,
-        "probes": [asdict(probe) for probe in plan.probes],
-        **{name: getattr(training_args, name) for name in training},
-    }
-    settings = json.loads(json.dumps(settings))
-    path = folder / "settings.json"
-    if path.exists():
-        known = load_json(path, kind="probe_settings", version=_SETTINGS_VERSION)
-        if changed := [name for name in settings if known.get(name) != settings[name]]:
-            raise ValueError(
-                f"{folder} holds probes made with another {', '.join(changed)}. Go back to those settings to "
-                "continue them, or choose another --output_dir."
-            )
-    else:
-        save_json(path, settings, kind="probe_settings", version=_SETTINGS_VERSION)
-    return f"{script_args.dataset_name} ({' and '.join(script_args.column)} sha256:{settings['scores'][:16]})"
 
 
 def choose_probes(plan: ProbePlan, dataset: Dataset, seed: int) -> list[tuple[Dataset, list[dict[str, Any]]]]:

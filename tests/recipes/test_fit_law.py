@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from warm_processes import run
 
+from hf_ppl_select.law.points import append_law_points
+
 WORDS = "fever cough pain heart lung kidney acute chronic the of and in with patients treatment dose risk"
 
 
@@ -75,8 +77,8 @@ def test_probes_to_law_and_on_after_a_kill(scored, tiny_model_dir):
         assert losses == sorted(losses, reverse=True), "a random model learns with every token"
 
     # As if killed before the last probe's last rung: the others are left alone, that one is trained again
-    kept = "".join(json.dumps(row) + "\n" for row in rows[:-1])
-    (law_path.parent / "points.jsonl").write_text(kept)
+    (law_path.parent / "points.jsonl").unlink()
+    append_law_points(law_path.parent / "points.jsonl", rows[:-1])
     law_path.unlink()
     again = fit_law(*options(scored, tiny_model_dir), cwd=scored.parent)
     assert again.returncode == 0, again.stderr[-3000:]

@@ -38,7 +38,7 @@ def test_law_points_at_the_rungs(tiny_model, tiny_tokenizer, tmp_path, caplog):
     rows = read_rows(table)
     assert [row["num_tokens"] for row in rows] == [128, 512]  # two rungs in one step make one point
     for row in rows:
-        assert list(row) == ["run", *MOMENTS, "num_tokens", "loss", "general_loss"]
+        assert list(row) == ["run", *MOMENTS, "num_tokens", "loss", "general_loss", "checksum"]
         assert {name: row[name] for name in MOMENTS} == MOMENTS and row["run"] == "seed-0"
     assert "lies outside" not in caplog.text
     logged = rows_with(trainer, "law_point_loss")
