@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_ppl_select.command import as_typed
+from hf_ppl_select.data.credentials import hide_credentials
 from hf_ppl_select.data.strict import check_yaml
 
 OUR_FOLDERS = ("hf_ppl_select", "trainer_callbacks", "recipes")
@@ -71,6 +72,7 @@ def parse_options(parser: Any, args: list[str] | None = None) -> tuple:
     if given[-1:] == ["--config"]:
         parser.exit(2, f"{parser.prog}: error: --config needs a YAML file.\n")
     parser.usage = USAGE  # not hundreds of them before each error
+    parser.error = lambda message: type(parser).error(parser, hide_credentials(message))
     try:
         if "--config" in given:
             config = given[given.index("--config") + 1]
@@ -78,14 +80,15 @@ def parse_options(parser: Any, args: list[str] | None = None) -> tuple:
                 check_yaml(file.read(MOST_OPTIONS), config)
         return parser.parse_args_and_config(args=args)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        parser.exit(2, f"{parser.prog}: error: {hide_credentials(str(error))}\n")
 
 
 def run(main: Callable[[], Any]) -> None:
     """Call `main`. Of errors that our own code raises, and of files that are not there, the message is all one needs.
 
-    Other errors keep their traceback, since it may take one to understand them.
+    Other errors keep their traceback, since it may take one to understand them. Credentials are hidden in either.
     """
+    sys.excepthook = show_error
     try:
         main()
     except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
@@ -94,5 +97,10 @@ def run(main: Callable[[], Any]) -> None:
         if not ours and not isinstance(error, OSError):
             raise
         message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {hide_credentials(str(message))}", file=sys.stderr)
         sys.exit(2)
+
+
+def show_error(kind: type[BaseException], error: BaseException, where: Any) -> None:
+    """The traceback as Python shows it, without credentials."""
+    sys.stderr.write(hide_credentials("".join(traceback.format_exception(kind, error, where))))

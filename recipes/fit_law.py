@@ -116,9 +116,11 @@ def main(script_args, training_args, model_args):
     from hf_ppl_select.data.saving import save_json
     from hf_ppl_select.law.points import read_law_points
     from hf_ppl_select.likelihood.model_identity import resolve_revision
+    from training.options import token_to_environment
 
     if script_args.num_workers > 1 and training_args.device.type != "cpu":
         raise ValueError("--num_workers is for CPUs: add --use_cpu, or train one probe per GPU with --ray.")
+    token_to_environment(training_args)
     folder = Path(training_args.output_dir)
     rows, dataset, corpus, plan = [], None, None, None
     if script_args.dataset_name:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.credentials import without_credentials
 from ..data.saving import checksum, load_json, save_json, written_aside
 from ..data.schema import Names, Number, Numbers, Text, check, maybe
 from ..data.strict import parse_json
@@ -154,6 +155,7 @@ class BenchmarkResults:
             for record in result.records
         ]
         header = {"kind": _RECORDS_KIND, "schema_version": VERSION, **self.saved_records().settings}
+        header = without_credentials(header)
         header["checksum"] = checksum([header, rows])
         table = pa.Table.from_pylist(rows, schema).replace_schema_metadata({_METADATA: json.dumps(header)})
         with written_aside(path) as aside:

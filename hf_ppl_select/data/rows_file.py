@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .credentials import without_credentials
 from .saving import checksum, write_atomically
 from .strict import parse_json
 
@@ -25,7 +26,7 @@ def write_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> No
     """Replace a table as a whole."""
     lines = []
     for number, row in enumerate(rows, start=1):
-        row = {name: value for name, value in row.items() if name != "checksum"}
+        row = without_credentials({name: value for name, value in row.items() if name != "checksum"})
         row["checksum"] = _checksum(row, number, len(rows))
         lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     write_atomically(path, "".join(lines))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .credentials import without_credentials
 from .strict import parse_json
 
 try:
@@ -57,10 +58,11 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 def save_json(path: str | os.PathLike, payload: dict[str, Any], *, kind: str, version: int) -> None:
     """Save `payload` as JSON with a header naming what it is, e.g. `kind="scaling_law"`, and a checksum.
 
-    NaN is refused.
+    NaN is refused, and what looks like a credential is hidden.
     """
     document = {"kind": f"hf_ppl_select/{kind}", "schema_version": version, "checksum": "", **payload}
     document = json.loads(json.dumps(document, ensure_ascii=False, allow_nan=False))  # tuples are lists from here on
+    document = without_credentials(document)
     document["checksum"] = checksum({name: value for name, value in document.items() if name != "checksum"})
     write_atomically(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, RepoCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from ..data.credentials import hide_credentials
 from ..data.strict import check_yaml, parse_json
 
 OUR_FILES = {  # what they say they are
@@ -52,7 +53,7 @@ def join_cards(existing: str | None, ours: str) -> str:
     Raises:
         ValueError: the YAML block of the existing one is broken.
     """
-    new = _card(ours)
+    new = _card(hide_credentials(ours))
     section = f"{_BEGIN}\n\n{new.text.strip()}\n\n{_END}"
     if existing is None or not existing.strip():
         return _with_metadata(new.data.to_dict(), f"{section}\n")

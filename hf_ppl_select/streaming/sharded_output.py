@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..data.credentials import without_credentials
 from ..data.saving import written_aside
 from ..data.shards import check_folder_of_shards, describe_shard, is_as_described, load_manifest, save_manifest
 
@@ -65,7 +66,7 @@ class ShardedOutput:
         """
         output = cls(Path(folder), num_shards)
         manifest = output._current / "manifest.json"
-        settings = json.loads(json.dumps(settings))
+        settings = without_credentials(json.loads(json.dumps(settings)))  # as they are saved
         if manifest.exists():
             earlier, _ = load_manifest(manifest)
             names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))

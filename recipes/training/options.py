@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +63,7 @@ def check_options(script_args: TrainingRunArguments, training_args: SFTConfig, m
     Raises:
         ValueError: with the option to change.
     """
+    token_to_environment(training_args)
     if model_args.model_name_or_path is None:
         raise ValueError("there is no model; pass --model_name_or_path, e.g. HuggingFaceTB/SmolLM2-135M.")
     if model_args.use_peft and not _is_installed("peft"):
@@ -89,6 +92,27 @@ def check_options(script_args: TrainingRunArguments, training_args: SFTConfig, m
         "dtype": model_args.dtype,
     } | (training_args.model_init_kwargs or {})
     training_args.resume_from_checkpoint = checkpoint_to_resume(training_args)
+
+
+def token_to_environment(training_args: SFTConfig) -> None:
+    """Move the Hub's token from training arguments to HF_TOKEN, where every client finds it: arguments are saved.
+
+    Raises:
+        ValueError: there are two different ones.
+    """
+    loading = training_args.model_init_kwargs
+    loading = json.loads(loading) if isinstance(loading, str) else dict(loading or {})
+    tokens = [training_args.hub_token, *(loading.pop(name, None) for name in ("token", "use_auth_token"))]
+    tokens = {token for token in tokens if isinstance(token, str) and token}
+    if not tokens:
+        return
+    if len(tokens) > 1:
+        raise ValueError("--hub_token and the token in --model_init_kwargs differ; set the one to use as HF_TOKEN.")
+    os.environ["HF_TOKEN"] = tokens.pop()
+    training_args.hub_token = None
+    training_args.model_init_kwargs = loading or None
+    for place in [i for i, word in enumerate(sys.argv) if word == "--hub_token"][::-1]:  # Ray hands them on
+        del sys.argv[place : place + 2]
 
 
 def _is_installed(library: str) -> bool:
