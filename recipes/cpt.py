@@ -51,7 +51,7 @@ def main(script_args, training_args, model_args):
     from trl import get_peft_config, get_quantization_config
 
     from training.card import CardFacts
-    from training.run import add_callbacks, finish_run, load_replay
+    from training.run import add_callbacks, load_replay, train_and_finish
     from training.trainer import RecipeTrainer
 
     # Load the text to train on and the text to measure on
@@ -84,10 +84,7 @@ def main(script_args, training_args, model_args):
         card_facts=CardFacts.of("cpt", script_args, model_args),
     )
     add_callbacks(trainer, held_out, every_n_steps=script_args.perplexity_steps)
-    result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-
-    # Save, and push
-    finish_run(trainer, result, script_args, num_empty, subset)
+    train_and_finish(trainer, script_args, num_empty, subset)  # and save, and push
 
 
 def make_parser():

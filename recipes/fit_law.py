@@ -122,7 +122,7 @@ def main(script_args, training_args, model_args):
         raise ValueError("--num_workers is for CPUs: add --use_cpu, or train one probe per GPU with --ray.")
     token_to_environment(training_args)
     folder = Path(training_args.output_dir)
-    rows, dataset, corpus, plan = [], None, None, None
+    rows, dataset, corpus, plan, problem = [], None, None, None, None
     if script_args.dataset_name:
         disable_progress_bars()
         dataset = load_rows(script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split)
@@ -133,10 +133,14 @@ def main(script_args, training_args, model_args):
         plan = design_runs(script_args, dataset, training_args.seed)
         chosen = [] if script_args.fit_only else choose_probes(plan, dataset, training_args.seed)
         corpus = check_same_settings(folder, script_args, training_args, model_args, dataset, plan)
-        train_probes(plan, chosen, folder, script_args, training_args, model_args)
+        if diverged := train_probes(plan, chosen, folder, script_args, training_args, model_args):
+            problem = ValueError(diverged)
+        if script_args.probe_index is None and (points := collect_points(folder, plan)) is not None:
+            rows += points.to_rows()
+        if problem is not None and (script_args.probe_index is not None or not rows):
+            raise problem
         if script_args.probe_index is not None:
             return
-        rows += collect_points(folder, plan).to_rows()
     if script_args.points:
         rows += read_law_points(script_args.points).to_rows()
     if not rows:
@@ -147,11 +151,12 @@ def main(script_args, training_args, model_args):
     if plan is not None:
         with suppress(OSError):  # --fit_only where the model is not
             origin["model_revision"] = resolve_revision(origin["model"], model_args.model_revision)
+    if problem is not None:
+        print(f"\n{problem}\nThe law below is of the other probes.", flush=True)
     law = fit_scaling_law(rows, chosen["form"], chosen["space"], column=chosen["column"], **origin)
     save_json(folder / "comparison.json", {"forms": comparison}, kind="law_comparison", version=1)
     print(f"\n{format_comparison(comparison)}\n")
     print_law(law)
-    problem = None
     if dataset is not None:
         landscape = PerplexityLandscape.from_dataset(dataset, column=law.column)
         try:
@@ -159,7 +164,7 @@ def main(script_args, training_args, model_args):
             print_planning(law, landscape, optimum, plan)
             plot_law(law, landscape, optimum, folder)
         except ValueError as error:  # the law is good all the same
-            problem = error
+            problem = problem or error
     law.save(folder / "law.json")  # last: where it is, everything is
     print(f"Saved to {folder / 'law.json'}.", flush=True)
     if problem is not None:

@@ -239,16 +239,15 @@ def check_same_selection(args):
     """
     from hf_ppl_select import ScalingLaw
     from hf_ppl_select.data.load import load_rows
-    from hf_ppl_select.landscape.scores import names_of
     from hf_ppl_select.selection.candidates import hash_columns, read_columns
     from hf_ppl_select.selection.report import describe_law, load_report
 
     path = Path(args.output_dir, "selection.json")
     report, law = load_report(path), ScalingLaw.load(args.law) if args.law else None
     options = report.get("options", {})
-    column = law.column if law else "perplexity"
+    columns = ("perplexity",) if law is None else (law.column,) if isinstance(law.column, str) else law.column
     scores = read_columns(
-        load_rows(args.dataset_name, args.dataset_config, args.dataset_split), *names_of(column), "num_tokens"
+        load_rows(args.dataset_name, args.dataset_config, args.dataset_split), *columns, "num_tokens"
     )
     same = {name: options.get(name) == getattr(args, name) for name in ("num_tokens", "strategy", "seed")}
     same["law"] = report.get("law") == (law and json.loads(json.dumps(describe_law(law))))

@@ -66,7 +66,7 @@ def main(script_args, training_args, model_args):
     from trl.chat_template_utils import has_generation_markers
 
     from training.card import CardFacts
-    from training.run import add_callbacks, finish_run, load_replay
+    from training.run import add_callbacks, load_replay, train_and_finish
     from training.trainer import RecipeTrainer
 
     # Load the rows to train on and those to measure on
@@ -104,10 +104,7 @@ def main(script_args, training_args, model_args):
     if chats and template is None and not has_generation_markers(tokenizer.chat_template or ""):
         template = get_training_chat_template(tokenizer)
     add_callbacks(trainer, held_out, chat_template=template, every_n_steps=script_args.perplexity_steps)
-    result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-
-    # Save, and push
-    finish_run(trainer, result, script_args, num_empty, subset)
+    train_and_finish(trainer, script_args, num_empty, subset)  # and save, and push
 
 
 def make_parser():

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     # What stands on it
     "trainer_callbacks": "benchmarks law likelihood scoring",
     "recipes/comparing": "benchmarks data plots",
-    "recipes/training": "data hf_ppl_select hub likelihood scoring trainer_callbacks",
+    "recipes/training": "data hf_ppl_select hub likelihood scoring selection trainer_callbacks",
     "recipes/fitting": "data hf_ppl_select landscape law likelihood plots probes recipes/training scoring selection "
     "trainer_callbacks",
     "recipes/quickstart_steps": "data hf_ppl_select law likelihood plots recipes/comparing recipes/fitting "

@@ -5,7 +5,7 @@ stands in `state.log_history` (and in every checkpoint), in the progress output 
 A callback that only got the state could reach none but the first. The log history is also all that callbacks
 remember: what they need after a resume (the loss at step 0, a lowered learning rate) is read from it.
 
-A model that gives NaN does not recover: the engine's error ends the training there.
+A model that gives NaN does not recover: a `DivergedError` ends the training there.
 """
 
 from __future__ import annotations
@@ -16,12 +16,31 @@ from typing import TYPE_CHECKING
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hf_ppl_select.likelihood.engine import LikelihoodEngine
+from hf_ppl_select.likelihood.engine import LikelihoodEngine, NotANumberError
 
 from .processes import engine_of, require_whole_weights, same_on_all_processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+
+class DivergedError(ValueError):
+    """Training diverged. Its message says where, and what is likely to help."""
+
+    @classmethod
+    def of(cls, trainer: Trainer, what: str) -> DivergedError:
+        """Of a trainer as it is now; `what` was seen."""
+        args, losses = trainer.args, [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        last = f", after a training loss of {losses[-1]:.4g}" if losses else ""
+        advice = "lower --learning_rate, to a tenth say"
+        if not args.warmup_steps:
+            advice += ", or warm up (--warmup_steps)"
+        if args.fp16:
+            advice += "; or train in bf16 or float32 instead of fp16"
+        return cls(
+            f"{what} at step {trainer.state.global_step}{last}: training diverged. The likely cause is the learning "
+            f"rate, {args.learning_rate:g}; {advice}."
+        )
 
 
 def measure_and_log(
@@ -40,13 +59,21 @@ def measure_and_log(
 
     Returns:
         the metrics logged.
+
+    Raises:
+        DivergedError: the model has come to give NaN.
     """
     model, control = trainer.model, trainer.control
     training, should_log = [module for module in model.modules() if module.training], control.should_log
     engine = engine_of(trainer)
     model.eval()
     try:
-        metrics = same_on_all_processes(measure(engine))
+        try:
+            metrics = same_on_all_processes(measure(engine))
+        except NotANumberError as error:
+            if trainer.state.global_step == 0:  # before any training
+                raise
+            raise DivergedError.of(trainer, "the model gives NaN") from error
         metrics |= conclude(metrics)
         # Logged in eval mode: `SFTTrainer.log` would otherwise empty its running training metrics into this row.
         trainer.log(dict(metrics))

@@ -44,10 +44,10 @@ class SharedEngine(LikelihoodEngine):
         try:
             sums = super().nll([sequences[i] for i in own], [counted[i] for i in own], progress=progress)
         except ValueError as error:  # the others wait for this process: all of them end with it
-            problem = f"process {self.process}: {error}"
+            problem = type(error)(f"process {self.process}: {error}")
         found = gather_object([(own, sums, problem)])
         if problems := [problem for *_, problem in found if problem is not None]:
-            raise ValueError(problems[0])
+            raise problems[0]
         totals = np.zeros(len(sequences), dtype=np.float64)
         for share, sums, _ in found:
             totals[share] = sums

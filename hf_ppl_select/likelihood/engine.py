@@ -40,6 +40,10 @@ logger = logging.getLogger(__name__)
 __all__ = ["LikelihoodEngine", "default_device", "load_model"]
 
 
+class NotANumberError(ValueError):
+    """The model gives NaN."""
+
+
 class LikelihoodEngine:
     """Summed negative log-likelihood of tokens under a causal LM, exact and independent of batching.
 
@@ -166,7 +170,7 @@ class LikelihoodEngine:
                         if progress is not None:
                             progress(sum(len(sequences[i]) for i in batch))
         if np.isnan(totals).any():
-            raise ValueError(
+            raise NotANumberError(
                 f"{type(self.causal_lm).__name__} gives NaN for sequence {np.isnan(totals).argmax()}: its weights "
                 f"hold NaN, or its activations overflow {self.causal_lm.dtype}; load it with dtype='float32'."
             )

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from .batching import PADDING_SHARE
+from .engine import LikelihoodEngine, NotANumberError
 from .models import has_experts, mixes_beside_attention, to_device
 from .packed_attention import packed
 from .self_checks import REFUSALS, takes_positions
@@ -24,8 +25,6 @@ from .token_tree import TokenTree, TreeLayout
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-    from .engine import LikelihoodEngine
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ class SharedPrefixScorer:
             found = torch.cat(losses).double().cpu().numpy()
         totals = np.bincount(owners, weights=found, minlength=num_sequences)
         if np.isnan(totals).any():
-            raise ValueError(
+            raise NotANumberError(
                 f"{type(self.engine.causal_lm).__name__} gives NaN for sequence {np.isnan(totals).argmax()}: its "
                 f"weights hold NaN, or its activations overflow {self.engine.causal_lm.dtype}; load it with "
                 "dtype='float32'."

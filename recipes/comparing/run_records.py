@@ -118,6 +118,10 @@ def read_run(folder: str | Path) -> Run:
     found: dict[str, Any] = {}
     if (path / "metrics.json").is_file():
         found["metrics"] = load_json(path / "metrics.json", kind="training_metrics", version=1, read=checked(_METRICS))
+        if (step := found["metrics"]["train"].get("diverged_at_step")) is not None:
+            raise ValueError(
+                f"{folder} holds a run that diverged at step {step:.0f}; leave it out, or train it again."
+            )
     for name, file in (("texts", "held_out.json"), ("base_texts", "held_out_base.json")):
         if (path / file).is_file():
             sets = load_json(path / file, kind="text_likelihoods", version=1, read=checked(_TEXTS))

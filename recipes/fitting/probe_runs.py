@@ -26,6 +26,7 @@ from hf_ppl_select.law.points import LawPoints, append_law_points, read_law_poin
 from hf_ppl_select.probes.design import ProbeTarget, design_probes, prefix_points, probe_order
 from hf_ppl_select.probes.plan import ProbePlan, plan_probes
 from hf_ppl_select.selection.candidates import find_candidates
+from trainer_callbacks.measuring import DivergedError
 from training.side_by_side import run_side_by_side
 
 if TYPE_CHECKING:
@@ -109,12 +110,15 @@ def representative_rows(
 
 def train_probes(
     plan: ProbePlan, chosen: Sequence[tuple[Dataset, list]], folder: Path, script_args, training_args, model_args
-) -> None:
+) -> str | None:
     """Train what is missing: here one by one or --num_workers at once, as Ray tasks, or only --probe_index; nothing
     with --fit_only.
 
     `chosen` is what [`choose_probes`] returned. Each rung is written when it is measured, so what is done stays done
-    if a later probe fails, and the same command goes on from there.
+    if a later probe fails, and the same command goes on from there. A probe that diverges is left behind.
+
+    Returns:
+        Which probes diverged and why, or None.
 
     Raises:
         ValueError: no such probe, or --fit_only and some are missing.
@@ -130,38 +134,70 @@ def train_probes(
                 f"{len(missing)} of {num_probes} probes are missing or not finished in {folder}: {which}. Train each "
                 "with --probe_index, or all of them by leaving --fit_only out."
             )
-        return
+        return None
     if index is None and script_args.ray:
         if missing:
             train_with_ray(str(Path(__file__).parents[1] / "fit_law.py"), sys.argv[1:], missing)
-        return
+        return None
+    diverged: dict[str, str] = {}
     column = training_args.dataset_text_field
     held_out = {"texts": load_texts(script_args.eval_file, column)[0]}
     if script_args.general_eval_file:
         held_out["general_texts"] = load_texts(script_args.general_eval_file, column)[0]
     if index is None and script_args.num_workers > 1:
-        quiet = copy.deepcopy(training_args)
-        quiet.disable_tqdm = True
-        tasks = [
-            (plan.probes[i], *chosen[i], plan.ladder, folder, _own_points(folder, plan.probes[i]), quiet, model_args)
-            for i in missing
-        ]
-        tasks = [(*task, held_out) for task in tasks]
-        sizes = [plan.tokens_per_run] * len(tasks)
-        run_side_by_side(run_probe, tasks, script_args.num_workers, sizes=sizes, description="Probes")
-        return
+        diverged = _train_side_by_side(
+            plan, chosen, list(missing), folder, script_args, training_args, model_args, held_out
+        )
     for i, probe in enumerate(plan.probes):
-        if index is None or i == index:
+        if i == index or (index is None and script_args.num_workers == 1):
             print(
                 f"Probe {i + 1} of {num_probes}: {probe.run}, mu {probe.mu:.3f}, sigma {probe.sigma:.3f}", flush=True
             )
             if i in missing:
                 path = folder / "points.jsonl" if index is None else _own_points(folder, probe)
-                run_probe(probe, *chosen[i], plan.ladder, folder, path, training_args, model_args, held_out)
+                try:
+                    run_probe(probe, *chosen[i], plan.ladder, folder, path, training_args, model_args, held_out)
+                except DivergedError as error:
+                    print(f"{probe.run}: {error}", flush=True)
+                    diverged[probe.run] = str(error)
+    if not diverged:
+        return None
+    (run, why), *others = diverged.items()
+    also = f" So did {', '.join(other for other, _ in others)}." if others else ""
+    return (
+        f"Probe {run}: {why}{also} Points measured until then and those of other probes are kept in {folder}. Another "
+        "learning rate needs all probes anew, in another --output_dir: its points do not compare with these."
+    )
 
 
-def collect_points(folder: Path, plan: ProbePlan) -> LawPoints:
-    """The law points of all probes, in points.jsonl: those of probes that had a file of their own are added to it."""
+def _train_side_by_side(
+    plan: ProbePlan,
+    chosen: Sequence[tuple[Dataset, list]],
+    missing: Sequence[int],
+    folder: Path,
+    script_args,
+    training_args,
+    model_args,
+    held_out: Mapping[str, Any],
+) -> dict[str, str]:
+    """Train the missing probes, each into a file of its own; why some diverged, by their runs."""
+    quiet = copy.deepcopy(training_args)
+    quiet.disable_tqdm = True
+    probes = [plan.probes[i] for i in missing]
+    tasks = [
+        (probe, *chosen[i], plan.ladder, folder, _own_points(folder, probe), quiet, model_args, held_out)
+        for i, probe in zip(missing, probes)
+    ]
+    options = {"sizes": [plan.tokens_per_run] * len(tasks), "description": "Probes", "tolerated": DivergedError}
+    errors = run_side_by_side(run_probe, tasks, script_args.num_workers, **options)
+    return {probes[k].run: str(error) for k, error in errors.items()}
+
+
+def collect_points(folder: Path, plan: ProbePlan) -> LawPoints | None:
+    """The law points of all probes, in points.jsonl: those of probes that had a file of their own are added to it.
+
+    None where no probe came to its first one.
+    """
     path = folder / "points.jsonl"
     for probe in plan.probes:
         own = _own_points(folder, probe)
@@ -169,7 +205,7 @@ def collect_points(folder: Path, plan: ProbePlan) -> LawPoints:
             rows = read_law_points(own).to_rows()
             known = read_law_points(path).to_rows() if path.exists() else []
             append_law_points(path, [row for row in rows if row not in known])
-    return read_law_points(path)
+    return read_law_points(path) if path.exists() else None
 
 
 def _own_points(folder: Path, probe: ProbeTarget) -> Path:
@@ -215,9 +251,11 @@ def run_probe(
     )
     trainer.add_callback(ScalingLawCallback(trainer, points, probe.run, ladder=ladder, moments=moments, **held_out))
     TokensPerSecondCallback.replace_bar_of(trainer)
-    trainer.train()
-    del trainer
-    gc.collect()
+    try:
+        trainer.train()
+    finally:
+        del trainer
+        gc.collect()
 
 
 def compare_columns(

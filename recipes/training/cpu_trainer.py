@@ -7,8 +7,20 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
+from trainer_callbacks.measuring import DivergedError
 
-class CpuSFTTrainer(SFTTrainer):
+
+class StoppingSFTTrainer(SFTTrainer):
+    """That ends at the first loss that is no number: no later step would learn from it."""
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss).all():
+            raise DivergedError.of(self, "the loss is not finite")
+        return loss
+
+
+class CpuSFTTrainer(StoppingSFTTrainer):
     """On a CPU the same loss from plain logits: TRL's fused LM head, made for GPUs, is slower there than the model."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -18,9 +30,9 @@ class CpuSFTTrainer(SFTTrainer):
 
 
 def sft_trainer_class(args) -> type[SFTTrainer]:
-    """`SFTTrainer` on a GPU; on a CPU the above, for the losses it computes."""
+    """For a GPU, or for a CPU and the losses that the above computes there."""
     on_cpu = torch.device(args.device).type == "cpu"
-    return CpuSFTTrainer if on_cpu and args.loss_type == "nll" else SFTTrainer
+    return CpuSFTTrainer if on_cpu and args.loss_type == "nll" else StoppingSFTTrainer
 
 
 def in_order(trainer_class: type[SFTTrainer]) -> type[SFTTrainer]:

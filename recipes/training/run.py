@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from hf_ppl_select.data.load import load_answers, load_rows, load_texts
 from hf_ppl_select.data.saving import save_json
+from hf_ppl_select.selection.report import load_report
 from trainer_callbacks import TokensPerSecondCallback
-from trainer_callbacks.measuring import measure_and_log
+from trainer_callbacks.measuring import DivergedError, measure_and_log
 from trainer_callbacks.processes import shards_weights
 from training.held_out_records import RecordingCallback
 from training.options import TrainingRunArguments
@@ -48,17 +49,47 @@ def add_callbacks(trainer: RecipeTrainer, held_out: dict[str, Dataset], **option
     trainer.add_callback(RecordingCallback(trainer, held_out, **options))
 
 
-def finish_run(
-    trainer: RecipeTrainer, result: Any, script_args: TrainingRunArguments, num_empty: int, subset: Path | None
+def train_and_finish(
+    trainer: RecipeTrainer, script_args: TrainingRunArguments, num_empty: int, subset: Path | None
 ) -> None:
-    """Save the model, its card and metrics.json; merge and push where asked."""
+    """Train; save the model, its card and metrics.json; merge and push where asked.
+
+    Raises:
+        DivergedError: training diverged. metrics.json has what was logged until then; there is no model.
+    """
     args = trainer.args
+    try:
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except DivergedError:
+        save_metrics(trainer, {"diverged_at_step": trainer.state.global_step}, script_args, num_empty, subset)
+        raise
     if args.load_best_model_at_end:  # not the last one, which was measured last
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, RecordingCallback):
                 measure_and_log(trainer, callback.measure)
     trainer.save_model(args.output_dir)
     trainer.create_model_card()
+    save_metrics(trainer, result.metrics, script_args, num_empty, subset)
+    if trainer.is_world_process_zero():
+        print(f"Saved the model and metrics.json to {args.output_dir}.", flush=True)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    if script_args.merge_adapter:
+        save_merged(trainer)
+    # Together: a process that ends just after a collective call can abort, when gloo's thread still holds its tensors
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+def save_metrics(
+    trainer: RecipeTrainer,
+    found: dict[str, Any],
+    script_args: TrainingRunArguments,
+    num_empty: int,
+    subset: Path | None,
+) -> None:
+    """Save metrics.json: what was trained on, `found` at the end, and what was logged on the way."""
+    args = trainer.args
     if trainer.is_world_process_zero():
         metrics = {
             "recipe": trainer.card_facts.recipe,
@@ -69,22 +100,14 @@ def finish_run(
             "num_empty_rows": num_empty,
             "num_tokens": trainer.state.num_input_tokens_seen,
             "training_rows": asdict(trainer.training_rows),
-            "selection": json.loads((subset / "selection.json").read_text(encoding="utf-8")) if subset else None,
+            "selection": load_report(subset / "selection.json") if subset else None,
             "num_processes": args.world_size,
             "resumed_from": args.resume_from_checkpoint,
-            "train": result.metrics,
+            "train": found,
             "log_history": trainer.state.log_history,
         }
         metrics = json.loads(json.dumps(metrics), parse_constant=lambda name: None)  # JSON has no NaN: null
         save_json(Path(args.output_dir, "metrics.json"), metrics, kind="training_metrics", version=1)
-        print(f"Saved the model and metrics.json to {args.output_dir}.", flush=True)
-    if args.push_to_hub:
-        trainer.push_to_hub()
-    if script_args.merge_adapter:
-        save_merged(trainer)
-    # Together: a process that ends just after a collective call can abort, when gloo's thread still holds its tensors
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
 
 
 def save_merged(trainer: RecipeTrainer) -> None:

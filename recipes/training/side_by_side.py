@@ -18,8 +18,14 @@ from tqdm import tqdm
 
 
 def run_side_by_side(
-    function: Callable[..., Any], tasks: Sequence[tuple], num_workers: int, *, sizes: Sequence[int], description: str
-) -> None:
+    function: Callable[..., Any],
+    tasks: Sequence[tuple],
+    num_workers: int,
+    *,
+    sizes: Sequence[int],
+    description: str,
+    tolerated: type[Exception] | tuple[()] = (),
+) -> dict[int, Exception]:
     """Call `function(*task)` for every task, `num_workers` at a time, each in a process of its own.
 
     A task that fails does not stop the others, whose results stay; the first error is raised at the end. If this
@@ -31,22 +37,25 @@ def run_side_by_side(
         num_workers: processes.
         sizes: tokens of each task, for the bar.
         description: of the bar.
+        tolerated: errors that are returned, by the task's number, and not raised.
     """
     threads = max(1, torch.get_num_threads() // num_workers)
     context = multiprocessing.get_context("spawn")  # a fork of threads that have computed can hang
     options = {"max_workers": num_workers, "mp_context": context, "initializer": _begin, "initargs": (threads,)}
-    errors = []
+    errors: dict[int, BaseException] = {}
     with (
         tqdm(total=sum(sizes), desc=description, unit=" tokens", unit_scale=True) as bar,
         ProcessPoolExecutor(**options) as pool,
     ):
-        futures = {pool.submit(function, *task): size for task, size in zip(tasks, sizes, strict=True)}
+        futures = {pool.submit(function, *task): number for number, task in enumerate(tasks)}
         for future in as_completed(futures):
             if (error := future.exception()) is not None:
-                errors.append(error)
-            bar.update(futures[future])
-    if errors:
-        raise errors[0]
+                errors[futures[future]] = error
+            bar.update(sizes[futures[future]])
+    for error in errors.values():
+        if not isinstance(error, tolerated):
+            raise error
+    return errors
 
 
 def _begin(num_threads: int) -> None:
