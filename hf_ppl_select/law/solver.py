@@ -93,11 +93,32 @@ def _linear_fits(Q, loss, weights, gram_inverse, E):
     return np.einsum("bgn,bn->bg", r**2, weights), c, r
 
 
+def _errors_of_one_loss(Q, loss, weights, gram_inverse, E):
+    """The squared errors of [`_linear_fits`] `(B, g)` where all fits have one loss `(n,)`, and most the same floors:
+    each ln(L - E) is taken once, and the sums over points are products of matrices.
+    """
+    errors = np.empty(E.shape)
+    floors, which = np.unique(E, axis=0, return_inverse=True)
+    for i, floor in enumerate(floors):
+        fits = np.flatnonzero(which.ravel() == i)
+        excess = loss - floor[:, None]
+        y = np.log(np.where(excess > 0, excess, 1.0))  # points below the floor count in none of these
+        sums = (weights[fits] @ (y[:, :, None] * Q).transpose(1, 0, 2).reshape(len(loss), -1)).reshape(
+            len(fits), len(floor), -1
+        )
+        explained = np.einsum("bgk,bkl,bgl->bg", sums, gram_inverse[fits], sums, optimize=True)
+        errors[fits] = weights[fits] @ (y**2).T - explained
+    return errors
+
+
 def _project(Q, loss, weights, gram_inverse):
     """Variable projection: a grid over E, then Gauss-Newton on the profile from its best point."""
     ceiling = _ceiling(loss, weights)[:, None]
     grid = ceiling * _FLOOR_GRID
-    best = _linear_fits(Q, loss, weights, gram_inverse, grid)[0].argmin(1)
+    if (loss == loss[0]).all():
+        best = _errors_of_one_loss(Q, loss[0], weights, gram_inverse, grid).argmin(1)
+    else:
+        best = _linear_fits(Q, loss, weights, gram_inverse, grid)[0].argmin(1)
     E = np.take_along_axis(grid, best[:, None], axis=1)
     error, c, r = _linear_fits(Q, loss, weights, gram_inverse, E)
     shrink = np.ones_like(E)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from hf_ppl_select import compare_scaling_laws, fit_scaling_law
 from hf_ppl_select.law.points import append_law_points, read_law_points
 
 ROW = {"run": "low", "mu": 12.0, "sigma": 2.0, "log_mu": 2.4, "log_sigma": 0.2, "num_tokens": 8192, "loss": 2.5}
@@ -132,3 +133,27 @@ def test_take():
     points = read_law_points(rows)
     assert points.take(points.moments("linear")[0] > 11).runs == ("r2", "r3")
     assert points.take([0]).moments("linear")[0].tolist() == [10]
+
+
+def test_more_runs_than_a_hundred_are_left_out_some_at_a_time():
+    """The error of a hundredth of the runs left out, against laws fitted one by one to the others."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for run in range(104):
+        mu, sigma = rng.uniform(10, 40), rng.uniform(2, 9)
+        for num_tokens in (1e4, 2e4, 4e4):
+            loss = 1.5 + 8 / (mu**0.1 * sigma**0.05 * num_tokens**0.2) * np.exp(rng.normal(0, 0.01))
+            rows.append({"run": f"{run:03d}", "mu": mu, "sigma": sigma, "num_tokens": num_tokens, "loss": loss})
+    (found,) = compare_scaling_laws(rows, form="no_interaction", space="linear", column="perplexity")
+    errors = np.empty(len(rows))
+    for fold in range(100):
+        out = np.array([int(row["run"]) % 100 == fold for row in rows])
+        law = fit_scaling_law(
+            [row for row, left in zip(rows, out) if not left], "no_interaction", "linear", huber_delta=None
+        )
+        for i in np.flatnonzero(out):
+            row = rows[i]
+            errors[i] = abs(law.predict(row["mu"], row["sigma"], row["num_tokens"]) - row["loss"])
+    assert found["loo_mae"] == pytest.approx(errors.mean(), rel=1e-6)
+    by_run = errors.reshape(104, 3).mean(1)
+    assert found["loo_se"] == pytest.approx(by_run.std(ddof=1) / np.sqrt(104), rel=1e-6)
