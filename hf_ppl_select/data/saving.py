@@ -6,10 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
+import socket
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +28,7 @@ except ImportError:  # Windows
 
 T = TypeVar("T")
 _ALGORITHM = "sha256:"
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 @contextmanager
@@ -38,7 +44,7 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    aside = path_aside(path)
     try:
         yield aside
         with open(aside, "rb+") as file:
@@ -47,6 +53,36 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def path_aside(path: Path) -> Path:
+    """A hidden path beside `path`, to be renamed to it. What killed processes left beside it is removed first."""
+    _sweep(path.parent)
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+@cache
+def _sweep(folder: Path) -> None:
+    """Once per folder and process. Of other machines, whose processes cannot be asked, nothing is removed."""
+    for path in folder.glob(".*.partial"):
+        match = re.search(rf"\.{_HOST}-(\d+)-[0-9a-f]{{8}}\.partial$", path.name)
+        if match and not _is_running(int(match[1])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 ends it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:

@@ -32,16 +32,17 @@ def describe_shard(path: str | os.PathLike) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     num_rows, num_bytes = pq.read_metadata(path).num_rows, os.stat(path).st_size
-    return {"num_rows": num_rows, "num_bytes": num_bytes, "sha256": _sha256(path)}
+    return {"num_rows": num_rows, "num_bytes": num_bytes, "sha256": file_sha256(path)}
 
 
 def is_as_described(path: str | os.PathLike, shard: Any) -> bool:
     """Whether a file is what [`describe_shard`] saw."""
     right_size = isinstance(shard, dict) and shard.get("num_bytes") == os.stat(path).st_size
-    return right_size and shard.get("sha256") == _sha256(path)
+    return right_size and shard.get("sha256") == file_sha256(path)
 
 
-def _sha256(path: str | os.PathLike) -> str:
+def file_sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of all bytes, in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):

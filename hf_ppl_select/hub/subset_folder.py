@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.saving import write_atomically
+from ..data.saving import path_aside, write_atomically
 from ..data.shards import MANIFEST, describe_shard, save_manifest
 from ..landscape.landscape import PerplexityLandscape
 from .existing import OUR_FILES, is_ours, join_cards
@@ -87,7 +86,8 @@ def save_subset(
         name=folder.name,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    aside = path_aside(folder)
+    aside.mkdir()
     try:
         (aside / "data").mkdir()
         num_bytes = subset.data.nbytes * len(subset) / max(1, subset.data.num_rows)
@@ -143,10 +143,7 @@ def save_parts(folder: Path, law: Any, landscape: Any, selection: Any) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Flush every file and folder to the disk, and give the folder `mkdtemp` made the mode any other folder has."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
+    """Flush every file and folder to the disk."""
     for path in (folder, *folder.rglob("*")):
         descriptor = os.open(path, os.O_RDONLY)
         try:

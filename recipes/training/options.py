@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from training.checkpoints import checkpoint_to_resume
 
 if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
@@ -117,35 +118,3 @@ def token_to_environment(training_args: SFTConfig) -> None:
 
 def _is_installed(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
-
-
-def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
-    """The checkpoint folder that `--resume_from_checkpoint` means: a path, or with `true` the latest complete one.
-
-    Raises:
-        ValueError: there is none. A run killed while it saved leaves an incomplete one, which is passed over.
-    """
-    wanted = training_args.resume_from_checkpoint
-    if wanted in (None, False, "false", "False"):
-        return None
-    if wanted not in (True, "true", "True"):
-        if not _is_complete(Path(wanted)):
-            raise ValueError(
-                f"{wanted} is no complete checkpoint; --resume_from_checkpoint true finds the latest one."
-            )
-        return str(wanted)
-    folders = Path(training_args.output_dir).glob("checkpoint-*")
-    complete = [folder for folder in folders if folder.name[11:].isdigit() and _is_complete(folder)]
-    if not complete:
-        raise ValueError(
-            f"{training_args.output_dir} has no complete checkpoint; leave --resume_from_checkpoint out to start anew."
-        )
-    return str(max(complete, key=lambda folder: int(folder.name[11:])))
-
-
-def _is_complete(folder: Path) -> bool:
-    """The trainer writes its state after everything else."""
-    try:
-        return "global_step" in json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False

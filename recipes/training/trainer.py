@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 from accelerate import PartialState
 from datasets import concatenate_datasets
 from transformers import set_seed
@@ -17,6 +18,7 @@ from transformers import set_seed
 from hf_ppl_select.data.saving import write_atomically
 from hf_ppl_select.hub.existing import existing_readme, join_cards
 from training.card import CardFacts, TrainingRows, training_card
+from training.checkpoints import LIST, list_checkpoint, total_loss_of
 from training.cpu_trainer import CpuSFTTrainer
 
 if TYPE_CHECKING:
@@ -49,11 +51,39 @@ class RecipeTrainer(CpuSFTTrainer):
         self.replay = replay
         self.card_facts = card_facts or CardFacts()
         self.training_rows = TrainingRows()
+        self.total_loss = torch.zeros(())  # of all steps, also those before a resume
         set_seed(args.seed)  # also of the adapter's first weights, before trl 1.15
         super().__init__(args=args, **kwargs)
         self.their_readme = None  # of the repository to push to; asked before training, which no lost line ends then
         if args.push_to_hub and self.is_world_process_zero():
             self.their_readme = existing_readme(self.hub_model_id, "model", args.hub_token)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any):
+        before = total_loss_of(resume_from_checkpoint) if resume_from_checkpoint else 0.0
+        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+        self.total_loss = torch.tensor(math.nan if before is None else before, dtype=dtype, device=self.args.device)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any):
+        loss = super().training_step(*args, **kwargs)
+        self.total_loss += loss.detach()
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "train_loss" in logs and not math.isnan(total := self._total_over_processes()):
+            logs["train_loss"] = total / max(self.state.global_step, 1)  # transformers' is of the steps since a resume
+        super().log(logs, *args, **kwargs)
+
+    def _total_over_processes(self) -> float:
+        return float(self.accelerator.gather(self.total_loss.reshape(1)).mean())
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self._get_output_dir(trial=None), f"checkpoint-{self.state.global_step}")
+        (folder / LIST).unlink(missing_ok=True)
+        super()._save_checkpoint(*args, **kwargs)
+        total = self._total_over_processes()  # and all have written their part
+        if self.is_world_process_zero() and folder.is_dir():
+            list_checkpoint(folder, None if math.isnan(total) else total)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if dataset_name == "train":

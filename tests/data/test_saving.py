@@ -2,11 +2,17 @@
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from hf_ppl_select.data.saving import load_json, save_json, write_atomically, written_aside
+from hf_ppl_select.data.saving import _sweep, load_json, save_json, write_atomically, written_aside
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_text_is_written_and_replaced(tmp_path):
@@ -88,3 +94,26 @@ def test_binary_and_missing_files(tmp_path):
     (tmp_path / "law.json").write_bytes(b"\x93\xff\x00PNG")
     with pytest.raises(ValueError, match="is not valid JSON"):
         load_json(tmp_path / "law.json", kind="scaling_law", version=1)
+
+
+def test_what_killed_writers_left_is_removed_and_what_live_ones_write_stays(tmp_path):
+    """Killed in the middle of a file, a process leaves a hidden one; the next that writes there removes it."""
+    code = "import os, signal, sys; from hf_ppl_select.data.saving import written_aside\n"
+    code += "with written_aside(sys.argv[1]) as aside:\n    aside.write_text('half')\n    "
+    die, wait = "os.kill(os.getpid(), signal.SIGKILL)", "print(1, flush=True); sys.stdin.read()"
+    killed = subprocess.run([sys.executable, "-c", code + die, tmp_path / "plot.png"], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL and len(list(tmp_path.glob(".plot.png.*.partial"))) == 1
+    write_atomically(tmp_path / "mine.txt", "mine")  # this process has looked before
+    with subprocess.Popen(
+        [sys.executable, "-c", code + wait, tmp_path / "other.png"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as live:
+        live.stdout.readline()
+        _sweep.cache_clear()
+        write_atomically(tmp_path / "mine.txt", "mine again")
+        names = sorted(path.name.partition(".png")[0] for path in tmp_path.iterdir())
+        assert names == [".other", "mine.txt"]
+        live.stdin.close()
+    assert sorted(os.listdir(tmp_path)) == ["mine.txt", "other.png"]

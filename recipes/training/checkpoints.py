@@ -1,0 +1,79 @@
+"""Checkpoints with a list of what is in them: where a run goes on from is whole, or the one before is taken."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_ppl_select.data.saving import load_json, save_json
+from hf_ppl_select.data.schema import Names, Number, Text, checked, maybe
+from hf_ppl_select.data.shards import file_sha256
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+LIST = "checkpoint.json"
+_SCHEMA = {"files": Names(Text(longest=64)), "total_loss": maybe(Number())}
+
+
+def list_checkpoint(folder: Path, total_loss: float | None) -> None:
+    """Write what a checkpoint holds: the SHA-256 of its files, and the sum of the losses of all steps, if known."""
+    files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != LIST}
+    save_json(folder / LIST, {"files": files, "total_loss": total_loss}, kind="checkpoint", version=1)
+
+
+def total_loss_of(folder: str | Path) -> float | None:
+    """The sum of the losses of the steps before a checkpoint; None if it does not say."""
+    path = Path(folder, LIST)
+    if not path.is_file():
+        return None
+    return load_json(path, kind="checkpoint", version=1, read=checked(_SCHEMA))["total_loss"]
+
+
+def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
+    """The checkpoint folder that `--resume_from_checkpoint` means: a path, or with `true` the latest whole one.
+
+    Raises:
+        ValueError: there is none. One that a kill left unfinished, or that was damaged, is passed over with a warning.
+    """
+    wanted = training_args.resume_from_checkpoint
+    if wanted in (None, False, "false", "False"):
+        return None
+    if wanted not in (True, "true", "True"):
+        if problem := _problem(Path(wanted)):
+            raise ValueError(
+                f"{wanted} is no complete checkpoint: {problem}; --resume_from_checkpoint true finds the latest one."
+            )
+        return str(wanted)
+    folders = [path for path in Path(training_args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
+    for folder in sorted(folders, key=lambda folder: -int(folder.name[11:])):
+        if problem := _problem(folder):
+            warnings.warn(f"{folder} is passed over: {problem}.", stacklevel=2)
+        else:
+            return str(folder)
+    raise ValueError(
+        f"{training_args.output_dir} has no complete checkpoint; leave --resume_from_checkpoint out to start anew."
+    )
+
+
+def _problem(folder: Path) -> str | None:
+    """Why a run cannot go on from a checkpoint, or None."""
+    path = folder / LIST
+    if path.is_file():
+        try:
+            files = load_json(path, kind="checkpoint", version=1, read=checked(_SCHEMA))["files"]
+        except ValueError as error:
+            return str(error).rstrip(".")
+        for name, digest in files.items():
+            if not (folder / name).is_file():
+                return f"it lacks {name}"
+            if file_sha256(folder / name) != digest:
+                return f"its {name} is not what was written"
+        return None
+    state = folder / "trainer_state.json"  # of an earlier version, or killed: the trainer writes it after all else
+    try:
+        return None if "global_step" in json.loads(state.read_text(encoding="utf-8")) else f"{state.name} has no step"
+    except (OSError, ValueError):
+        return f"its {state.name} is missing or cut off"

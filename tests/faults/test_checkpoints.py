@@ -1,0 +1,83 @@
+"""A run goes on from the newest checkpoint that is whole, and ends as if nothing had happened."""
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from recipe_runs import TEXTS, train_here, write_jsonl
+from safetensors.torch import load_file
+
+pytest_plugins = ["recipe_fixtures"]
+FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "checkpoint.json")
+
+
+@pytest.fixture
+def config(common, tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
+    return common | {
+        "dataset_name": rows,
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "logging_steps": 4,
+    }
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "lost":
+        return path.unlink()
+    half = len(content) // 2
+    flipped = content[:half] + bytes([content[half] ^ 16]) + content[half + 1 :]
+    path.write_bytes({"cut": content[:half], "emptied": b"", "flipped": flipped}[how])
+
+
+def test_damaged_checkpoints_are_passed_over_and_the_end_is_the_same(config, tmp_path):
+    undisturbed = train_here("cpt", config)
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")  # as if killed after step 4
+    shutil.copytree(tmp_path / "run", tmp_path / "kept")
+    cases = [(name, how) for name in FILES for how in ("cut", "emptied", "flipped", "lost")]
+    cases.remove(("checkpoint.json", "lost"))  # then it is one of an earlier version
+    for name, how in cases[:: len(cases) // 6]:
+        shutil.rmtree(tmp_path / "run")
+        shutil.copytree(tmp_path / "kept", tmp_path / "run")
+        damage(tmp_path / "run" / "checkpoint-4" / name, how)
+        with pytest.warns(UserWarning, match=f"checkpoint-4 is passed over: .*{name}"):
+            resumed = train_here("cpt", config | {"resume_from_checkpoint": "true"})
+        assert resumed["resumed_from"].endswith("checkpoint-2")
+        for key, value in load_file(tmp_path / "run" / "model.safetensors").items():
+            assert torch.equal(value, weights[key]), (name, how)
+        # the loss of all steps, also of those before
+        assert resumed["train"]["train_loss"] == pytest.approx(undisturbed["train"]["train_loss"], rel=1e-6)
+        assert resumed["log_history"][-1]["train_loss"] == resumed["train"]["train_loss"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["cut", "emptied", "flipped", "lost"])
+def test_every_file_of_a_checkpoint_is_looked_at(name, how, tmp_path):
+    from types import SimpleNamespace
+
+    from training.checkpoints import checkpoint_to_resume, list_checkpoint
+
+    for step in (2, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for file in FILES[:-1]:
+            (folder / file).write_text('{"global_step": 2, "more": "0123456789"}')
+        list_checkpoint(folder, 12.5)
+    args = SimpleNamespace(resume_from_checkpoint="true", output_dir=str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert checkpoint_to_resume(args).endswith("checkpoint-10")
+    damage(tmp_path / "checkpoint-10" / name, how)
+    if (name, how) == ("checkpoint.json", "lost"):  # as of an earlier version
+        assert checkpoint_to_resume(args).endswith("checkpoint-10")
+        damage(tmp_path / "checkpoint-10" / "trainer_state.json", "cut")
+        name = "trainer_state.json"
+    with pytest.warns(UserWarning, match=f"checkpoint-10 is passed over: .*{name}"):
+        assert checkpoint_to_resume(args).endswith("checkpoint-2")
+    args.resume_from_checkpoint = str(tmp_path / "checkpoint-10")
+    with pytest.raises(ValueError, match=f"no complete checkpoint: .*{name}"):
+        checkpoint_to_resume(args)
