@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,14 @@ from hf_ppl_select.data.strict import check_yaml
 
 OUR_FOLDERS = ("hf_ppl_select", "trainer_callbacks", "recipes")
 MOST_OPTIONS = 1_000_000  # characters of a YAML file
+_ADVICE = {
+    errno.EEXIST: "a file is in the way of a folder: name another place",
+    errno.ENOTDIR: "a file is in the way of a folder: name another place",
+    errno.EBUSY: "it is in use, or a mount point: name a folder inside it",
+    errno.EROFS: "the disk is read-only: name another place",
+    errno.EACCES: "it may not be written or read: name another place, or change its permissions",
+    errno.EDQUOT: "the quota is used up: free some space, and run it again",
+}
 USAGE = "%(prog)s [--config FILE] [--option value ...]"
 
 
@@ -89,16 +98,43 @@ def run(main: Callable[[], Any]) -> None:
     Other errors keep their traceback, since it may take one to understand them. Credentials are hidden in either.
     """
     sys.excepthook = show_error
+    name = Path(sys.argv[0]).name
     try:
         main()
-    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        ours = any(folder.name in OUR_FOLDERS for folder in list(raised_in.parents)[:3])
-        if not ours and not isinstance(error, OSError):
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, KeyError, TypeError, OSError, ImportError, RuntimeError, *_errors_of_writers()) as error:
+        if (message := in_one_line(error)) is None:
             raise
-        message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"{Path(sys.argv[0]).name}: error: {hide_credentials(str(message))}", file=sys.stderr)
+        print(f"{name}: error: {hide_credentials(message)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _errors_of_writers() -> tuple[type[Exception], ...]:
+    if "safetensors" not in sys.modules:
+        return ()
+    from safetensors import SafetensorError
+
+    return (SafetensorError,)
+
+
+def in_one_line(error: Exception) -> str | None:
+    """What an error comes to, if that is all one needs; None where it may take the traceback to understand it."""
+    said = str(error)
+    if "No space left on device" in said or "PytorchStreamWriter failed writing" in said:
+        where = f" for {error.filename}" if getattr(error, "filename", None) else ""
+        return f"the disk is full{where}; free some space and run it again, it goes on from what is whole."
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}; {_ADVICE[error.errno]}."
+    if isinstance(error, UnicodeEncodeError):
+        half = error.object[error.start]
+        return f"a text holds half a character ({half!r}), which no file takes; write the text anew as UTF-8."
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    ours = any(folder.name in OUR_FOLDERS for folder in list(raised_in.parents)[:3])
+    if isinstance(error, OSError) or (ours and not isinstance(error, RuntimeError)):
+        return str(error.args[0]) if isinstance(error, KeyError) else said
+    return None
 
 
 def show_error(kind: type[BaseException], error: BaseException, where: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,16 +57,31 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         files: dict[str, list[str]] = {}
         for shard in shards:
             files.setdefault(shard.name.partition("-")[0], []).append(str(shard))
-        rows = load_dataset("parquet", data_files=files, split=split)
+        with _named(name):
+            rows = load_dataset("parquet", data_files=files, split=split)
     elif (path / ".unfinished").is_dir():
         raise FileNotFoundError(f"{name} is not finished: run the command that writes it again, which goes on.")
     elif not path.exists() and (kind or name.startswith(("/", ".", "~"))):
         raise FileNotFoundError(f"{name} does not exist; give a file, a folder or the name of a Hub dataset.")
     else:
-        rows = load_dataset(name, config, split=split)
+        with _named(name):
+            rows = load_dataset(name, config, split=split)
     if not len(rows):
         raise ValueError(f"{name} has no rows in split {split!r}.")
     return rows
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors of `datasets` about a file that it cannot read, as a ValueError with the cause."""
+    import pyarrow as pa
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        yield
+    except (DatasetGenerationError, pa.ArrowException) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ValueError(f"{name} cannot be read: {reason}") from error
 
 
 def load_texts(

@@ -8,7 +8,11 @@ from contextlib import contextmanager, suppress
 from inspect import signature
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # HTTPError is that of the client's HTTP library
+from huggingface_hub.errors import (  # HTTPError is that of the client's HTTP library
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 # Lost connections too: in httpx they derive from HTTPError; in requests, of huggingface_hub before 1.0, from its base.
@@ -35,7 +39,10 @@ def check_hub_access(repo_id: str, token: str | None = None, *, repo_type: str =
         ConnectionError: offline mode is on, or the Hub cannot be reached or fails.
         PermissionError: there is no token, it is invalid, or it may not write there.
     """
-    validate_repo_id(repo_id)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no id of a repository, like user/name: {error}") from error
     doing = f"Cannot push to {repo_id}"
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError(f"{doing}: offline mode is on (HF_HUB_OFFLINE). Unset it, or save to a folder instead.")

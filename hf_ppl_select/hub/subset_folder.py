@@ -44,6 +44,8 @@ def check_layout(folder: Path, also: tuple[str, ...] = (".unfinished",)) -> list
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the subset.")
     present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if os.path.ismount(folder):  # where a killed run's files lie inside, and the file system's own
+        present = [name for name in present if not name.endswith(".partial") and name != "lost+found"]
     others = [name for name in present if name in OUR_FILES and not is_ours(folder / name)]
     if foreign := others + [name for name in present if name not in (*LAYOUT, *also)]:
         raise ValueError(f"{folder} holds {foreign[0]!r}, which is no part of a subset; name a new or empty folder.")
@@ -86,7 +88,7 @@ def save_subset(
         name=folder.name,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = path_aside(folder)
+    aside = path_aside(folder / folder.name if os.path.ismount(folder) else folder)  # on the same disk
     aside.mkdir()
     try:
         (aside / "data").mkdir()
@@ -156,6 +158,13 @@ def _replace_folder(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`; what was there goes only once the new one is in place."""
     if not folder.exists():
         return new.rename(folder)
+    if os.path.ismount(folder):  # as in containers: its entries are replaced, the report first and last
+        (folder / "selection.json").unlink(missing_ok=True)
+        for name in LAYOUT:
+            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+        for path in sorted(new.iterdir(), key=lambda path: path.name == "selection.json"):
+            path.rename(folder / path.name)
+        return new.rmdir()
     old = new.with_suffix(".replaced")
     folder.rename(old)
     try:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.checkpoints import checkpoint_to_resume
@@ -84,6 +85,11 @@ def check_options(script_args: TrainingRunArguments, training_args: SFTConfig, m
         )
     if script_args.law is not None and script_args.num_tokens is None:
         raise ValueError("--law needs --num_tokens, the budget to select.")
+    if training_args.push_to_hub:
+        from hf_ppl_select.hub.repository import check_hub_access
+
+        name = training_args.hub_model_id or Path(training_args.output_dir).absolute().name
+        training_args.hub_model_id = check_hub_access(name, repo_type="model")
     if training_args.include_num_input_tokens_seen == "no":
         # Packed rows have no padding, but their EOS tokens may be the padding token.
         training_args.include_num_input_tokens_seen = "all" if training_args.packing else "non_padding"
