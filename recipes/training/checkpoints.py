@@ -44,7 +44,7 @@ def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
     if wanted not in (True, "true", "True"):
         if problem := _problem(Path(wanted)):
             raise ValueError(
-                f"{wanted} is no complete checkpoint: {problem}; --resume_from_checkpoint true finds the latest one."
+                f"{wanted} is no complete checkpoint; --resume_from_checkpoint true finds the latest one ({problem})."
             )
         return str(wanted)
     folders = [path for path in Path(training_args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]

@@ -79,5 +79,5 @@ def test_every_file_of_a_checkpoint_is_looked_at(name, how, tmp_path):
     with pytest.warns(UserWarning, match=f"checkpoint-10 is passed over: .*{name}"):
         assert checkpoint_to_resume(args).endswith("checkpoint-2")
     args.resume_from_checkpoint = str(tmp_path / "checkpoint-10")
-    with pytest.raises(ValueError, match=f"no complete checkpoint: .*{name}"):
+    with pytest.raises(ValueError, match=f"no complete checkpoint; .*{name}"):
         checkpoint_to_resume(args)
