@@ -14,7 +14,7 @@ _MODULE_OF = {
     "NgramScorer": "scoring.ngrams.scorer",
     "NgramCounts": "scoring.ngrams.counts",
     "chunk_documents": "data.chunking",
-    "deduplicate_documents": "data.deduplicate",
+    "deduplicate_documents": "deduplication.documents",
     "PerplexityLandscape": "landscape.landscape",
     "ScalingLaw": "law.scaling_law",
     "fit_scaling_law": "law.fit",
@@ -29,7 +29,7 @@ __all__ = ["__version__", *_MODULE_OF]
 if TYPE_CHECKING:
     from .benchmarks import run_benchmarks
     from .data.chunking import chunk_documents
-    from .data.deduplicate import deduplicate_documents
+    from .deduplication.documents import deduplicate_documents
     from .hub.push_subset import push_subset_to_hub
     from .landscape.landscape import PerplexityLandscape
     from .law.comparison import compare_scaling_laws

@@ -69,9 +69,9 @@ def main(args):
     import numpy as np
 
     from hf_ppl_select import deduplicate_documents
-    from hf_ppl_select.data.deduplicate import DROPPED_COLUMNS, check_options
     from hf_ppl_select.data.load import load_rows
     from hf_ppl_select.data.saving import save_json, written_aside
+    from hf_ppl_select.deduplication.documents import DROPPED_COLUMNS, check_options
     from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows
 
     documents = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)

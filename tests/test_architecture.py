@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     # The package: whatever a row names stands above that row
     "data": "",
+    "deduplication": "",
     "likelihood": "",
     "version": "",
     "command": "",
@@ -36,14 +37,15 @@ MAY_IMPORT = {
     "law": "data hub landscape law/posterior",
     "probes": "landscape law",
     "plots": "data landscape law",
-    "selection": "data landscape law version",
+    "selection": "data deduplication landscape law version",
     "streaming": "data hub landscape law selection version",
     "benchmarks/metrics": "",
     "benchmarks": "data likelihood",
     # its __init__: the public names
-    "hf_ppl_select": "benchmarks data hub landscape law scoring scoring/ngrams selection version",
+    "hf_ppl_select": "benchmarks data deduplication hub landscape law scoring scoring/ngrams selection version",
     # What stands on it
     "trainer_callbacks": "benchmarks law likelihood scoring",
+    "recipes/command_line": "command data",
     "recipes/comparing": "benchmarks data plots",
     "recipes/training": "data hf_ppl_select hub likelihood scoring selection trainer_callbacks",
     "recipes/fitting": "data hf_ppl_select landscape law likelihood plots probes recipes/training scoring selection "
@@ -51,8 +53,9 @@ MAY_IMPORT = {
     "recipes/quickstart_steps": "data hf_ppl_select law likelihood plots recipes/comparing recipes/fitting "
     "recipes/training scoring",
     "recipes/scoring": "data hf_ppl_select likelihood recipes/training",
-    "recipes": "benchmarks command data hf_ppl_select hub law likelihood plots scoring scoring/ngrams "
-    "selection streaming recipes/comparing recipes/fitting recipes/quickstart_steps recipes/scoring recipes/training",
+    "recipes": "benchmarks command data deduplication hf_ppl_select hub law likelihood plots scoring scoring/ngrams "
+    "selection streaming recipes/command_line recipes/comparing recipes/fitting recipes/quickstart_steps "
+    "recipes/scoring recipes/training",
 }
 MOST_LINES, MOST_MODULES = 319, 12  # of a file, of a folder
 

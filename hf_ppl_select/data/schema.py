@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-
 
 @dataclass(frozen=True)
 class Number:
@@ -28,7 +26,7 @@ class Number:
 
     def fits(self, value: Any) -> bool:
         """Without bool, which Python counts as a number."""
-        is_number = isinstance(value, Integral if self.whole else Real) and not isinstance(value, (bool, np.bool_))
+        is_number = isinstance(value, Integral if self.whole else Real) and not isinstance(value, bool)
         return is_number and self.low <= value <= self.high  # not of NaN; of 10^400, too
 
 
@@ -54,7 +52,7 @@ class Flag:
         return "true or false"
 
     def fits(self, value: Any) -> bool:
-        return isinstance(value, (bool, np.bool_))
+        return isinstance(value, bool)
 
 
 @dataclass(frozen=True)

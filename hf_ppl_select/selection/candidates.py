@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.duplicates import NEAR_THRESHOLD, Deduplicate, check_deduplicate, find_duplicates
+from ..deduplication.duplicates import NEAR_THRESHOLD, Deduplicate, check_deduplicate, find_duplicates
 from ..landscape.joint import JointLandscape
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.reach import check_budget

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.duplicates import NEAR_THRESHOLD, Deduplicate
+from ..deduplication.duplicates import NEAR_THRESHOLD, Deduplicate
 from ..landscape.reach import FAR_OFF, Space
 from ..landscape.scores import Column, as_column, as_moment, digits
 from .candidates import find_candidates, hash_columns
@@ -115,7 +115,7 @@ def plan_selection(
         min_group_tokens: least tokens of every group, or of some (`{name: tokens}`), met in whole chunks; the others
             share the rest. A group that has less gives all it has.
         deduplicate: "exact", "normalized" or "near": rows whose text repeats an earlier one's are dropped; see
-            [`~hf_ppl_select.data.duplicates.find_duplicates`].
+            [`~hf_ppl_select.deduplication.duplicates.find_duplicates`].
         near_threshold: of "near", the least Jaccard similarity.
         min_score, max_score: guards; rows outside are dropped.
         replay: share of the budget for rows of `replay_dataset`, drawn by the seed, against forgetting. They come

@@ -68,7 +68,7 @@ def jaccard(first, second):
 
 
 def hf_ppl_select(texts):
-    from hf_ppl_select.data.duplicates import find_duplicates
+    from hf_ppl_select.deduplication.duplicates import find_duplicates
 
     return find_duplicates({"text": texts}, np.arange(len(texts)), "near", threshold=THRESHOLD) >= 0
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_ppl_select.data import near_duplicates, shingles
-from hf_ppl_select.data.duplicates import find_duplicates
-from hf_ppl_select.data.shingles import run_hashes
+from hf_ppl_select.deduplication import near_duplicates, shingles
+from hf_ppl_select.deduplication.duplicates import find_duplicates
+from hf_ppl_select.deduplication.shingles import run_hashes
 
 WORDS = [f"{start}{end}" for start in ("feb", "cou", "pai", "hear", "lun") for end in ("ril", "gh", "ne", "ty")]
 
@@ -234,7 +234,8 @@ def test_near_does_not_depend_on_the_process_or_on_threads(monkeypatch):
     monkeypatch.setattr(near_duplicates, "_RUNS", 500)
     assert originals(texts, "near") == found
     code = (
-        "import hf_ppl_select.data.shingles as s; h, n = s.run_hashes(['Fever and cough, é 漢 👩 x', 'a b']); "
+        "import hf_ppl_select.deduplication.shingles as s\n"
+        "h, n = s.run_hashes(['Fever and cough, é 漢 👩 x', 'a b'])\n"
         "print(*h, *n)"
     )
     for seed in ("0", "17"):

@@ -135,9 +135,9 @@ def deduplicate_documents(
     ```
 
     Rows first, so that the lines of a page and of its copies count once: equal ones, then normalized, then near ones,
-    as [`~hf_ppl_select.data.duplicates.find_duplicates`] compares them; the first stays. Then lines, then sentences
-    ([`~hf_ppl_select.data.passages.split_passages`]), compared in lower case and whatever the blanks. Rows of which
-    nothing is left are dropped, and the others compared once more, as they are now.
+    as [`~hf_ppl_select.deduplication.duplicates.find_duplicates`] compares them; the first stays. Then lines, then
+    sentences ([`~hf_ppl_select.deduplication.passages.split_passages`]), compared in lower case and whatever the
+    blanks. Rows of which nothing is left are dropped, and the others compared once more, as they are now.
 
     Memory: that of `find_duplicates` and 60 bytes a row, and 40 for each different line or sentence.
 

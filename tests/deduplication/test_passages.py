@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from hf_ppl_select.data import passages
-from hf_ppl_select.data.passages import count_documents, cut_passages, passage_hash, split_passages
+from hf_ppl_select.deduplication import passages
+from hf_ppl_select.deduplication.passages import count_documents, cut_passages, passage_hash, split_passages
 
 MANY = 6
 PARTS = [

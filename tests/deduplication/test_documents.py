@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from hf_ppl_select import deduplicate_documents
-from hf_ppl_select.data.deduplicate import REASONS
-from hf_ppl_select.data.passages import split_passages
+from hf_ppl_select.deduplication.documents import REASONS
+from hf_ppl_select.deduplication.passages import split_passages
 
 COOKIES = "We use cookies to improve your experience on this site."
 LONG = "Hypertension is treated with diuretics, ACE inhibitors or calcium channel blockers {} in most of the patients."

@@ -1,0 +1,1 @@
+"""What repeats: documents and rows, equal or nearly, and passages that stand in many."""
