@@ -57,7 +57,7 @@ def test_flipped_bits_are_never_another_value(kind):
         changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(changed)
         seen += refused(read, path, good)
-    assert seen > 0.8 * FLIPS  # of the others the change says nothing, as of 1e5 and 1E5
+    assert seen > 0.5 * FLIPS  # of the others the change says nothing, as of 1e5 and 1E5, or in a parquet file's index
 
 
 def test_a_file_that_was_cut_off_is_refused(kind):
