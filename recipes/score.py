@@ -208,8 +208,9 @@ def main(args):
             texts, source = trusted.read_trusted(args.trusted, args.eval_file, args.text_column)
         else:
             texts, held_out, source = trusted.split_trusted(args.eval_file, args.trusted_share, args.text_column)
+        pieces = reference.cut_as_the_corpus(texts, tokenizer, args) if args.chunk_length else texts
         training = reference.reference_settings(
-            texts,
+            pieces,
             scorer.model_name,
             revision,
             chunk_length=args.chunk_length,
@@ -222,7 +223,7 @@ def main(args):
             column = args.text_column if args.chunk_length else scored[0]
             name = args.trusted or f"the trusted share of {args.eval_file}"
             trusted.check_not_in_corpus(texts, name, documents, column, args.dataset_name)
-            if reference.start_reference(folder, texts, training, source, overwrite=args.overwrite):
+            if reference.start_reference(folder, pieces, training, source, overwrite=args.overwrite):
                 with reference.as_one_process():
                     cpt.main(*parse_options(cpt.make_parser(), reference.cpt_options(folder, training)))
             if args.trusted is None:

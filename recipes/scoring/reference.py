@@ -10,14 +10,30 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hf_ppl_select import chunk_documents
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
 from hf_ppl_select.likelihood.model_identity import own_revision, resolve_revision
 from training.precision import training_precision
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 STEP_TOKENS = 512  # in a training step, and the most in one sequence
+ROOM = 16  # tokens that a chunk may have more of, once it is tokenized alone and ended
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def cut_as_the_corpus(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, args: Any) -> list[str]:
+    """Chunks of the trusted texts, joined and cut by the options of score.py, of at most `STEP_TOKENS`.
+
+    A reference that has learned the domain but not the form of chunks tells them from junk less well: on ontology
+    definitions of which a fifth was garbled, with an AUC of 0.85 and not 1.00.
+    """
+    separator = None if args.separator == "none" else args.separator
+    length = min(args.chunk_length, STEP_TOKENS)
+    return chunk_documents({"text": list(texts)}, tokenizer, length, separator=separator, min_length=0)["text"]
 
 
 def reference_settings(
@@ -39,6 +55,7 @@ def reference_settings(
         "lora": lora,
         "learning_rate": learning_rate or (1e-3 if lora else 1e-4),
         "epochs": epochs,
+        "chunked": bool(chunk_length),
         "max_length": min(chunk_length or STEP_TOKENS, STEP_TOKENS),
         "seed": 0,
     }
@@ -94,7 +111,8 @@ def cpt_options(folder: Path, settings: dict[str, Any]) -> list[str]:
         "learning_rate": settings["learning_rate"],
         "lr_scheduler_type": "constant",
         "num_train_epochs": settings["epochs"],
-        "max_length": settings["max_length"],
+        "max_length": settings["max_length"] + ROOM * settings["chunked"],
+        "packing": not settings["chunked"],
         "per_device_train_batch_size": max(1, STEP_TOKENS // settings["max_length"]),
         "gradient_checkpointing": False,
         "save_strategy": "no",
