@@ -16,7 +16,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 
 from hf_ppl_select import NgramCounts, NgramScorer, PerplexityLandscape, select_subset
-from hf_ppl_select.scoring import words as words_module
+from hf_ppl_select.scoring.ngrams import words as words_module
 from hf_ppl_select.scoring.ngrams.words import hash_ngrams, hash_words
 
 TRUSTED = [
