@@ -20,15 +20,25 @@ class QuickstartArguments:
         default=None, metadata={"help": "Hub dataset, folder or file. Default: ontology."}
     )
     text_column: str = field(default="text", metadata={"help": "Its column with the text."})
+    trusted: str | None = field(
+        default=None,
+        metadata={"help": "Clean texts of the domain, in no document: a file. Of the ontology it is made."},
+    )
     dirty: float = field(default=0.5, metadata={"help": "Share of dirt in the ontology corpus; 0 leaves it clean."})
-    num_documents: int = field(default=1500, metadata={"help": "Documents to take, besides dirt and held-out ones."})
+    num_documents: int = field(default=1000, metadata={"help": "Documents to take, besides dirt and held-out ones."})
     chunk_length: int = field(default=128, metadata={"help": "Tokens in a chunk."})
-    num_probes: int = field(default=6, metadata={"help": "Probe runs for the law, one of them random."})
-    probe_tokens: int = field(default=6144, metadata={"help": "Tokens each probe trains on."})
-    num_tokens: int = field(default=12288, metadata={"help": "Budget: tokens to select and train on."})
-    num_seeds: int = field(default=1, metadata={"help": "Training runs on each of the two subsets."})
+    max_sentence_documents: int = field(
+        default=20, metadata={"help": "Sentences in more documents than this are cut out."}
+    )
+    num_probes: int = field(default=7, metadata={"help": "Probe runs for the law, one of them random."})
+    probe_tokens: int = field(default=4096, metadata={"help": "Tokens each probe trains on."})
+    num_tokens: int = field(default=8192, metadata={"help": "Budget: tokens to select and train on."})
+    num_seeds: int = field(
+        default=3, metadata={"help": "Subsets of each kind, each drawn and trained on by its seed."}
+    )
+    num_workers: int = field(default=2, metadata={"help": "Runs side by side on a CPU; with a GPU one at a time."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Constant learning rate of probes and runs."})
-    seed: int = field(default=0, metadata={"help": "Of the corpus, the subsets, and (counting up) the runs."})
+    seed: int = field(default=0, metadata={"help": "Of the corpus and, counting up, of subsets and runs."})
 
 
 def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
@@ -38,7 +48,8 @@ def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
             write_corpus(folder, num_definitions=args.num_documents, dirty=args.dirty, seed=args.seed)
         else:
             _split_documents(folder, args)
-    return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    found = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    return found if args.trusted is None else found | {"trusted": Path(args.trusted)}
 
 
 def _split_documents(folder: Path, args: QuickstartArguments) -> None:

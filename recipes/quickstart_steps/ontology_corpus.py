@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_ppl_select.data.overlap import word_runs
+from hf_ppl_select.data.overlap import contained_in, word_runs
 from hf_ppl_select.data.saving import write_atomically
 
 BOILERPLATE = (
@@ -184,14 +184,20 @@ def write_corpus(
     num_held_out: int = 200,
     num_questions: int = 100,
     num_general: int = 60,
+    num_trusted: int = 300,
     dirty: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Path]:
-    """Write documents, held_out, general and ontology_questions as .jsonl files into `folder`; returns their paths."""
+    """Write documents, trusted, held_out, general, ontology_questions as .jsonl into `folder`; returns their paths."""
     training, families = split_terms(read_terms(), num_held_out, seed)
     held_out = _grouped((term.text for family in families for term in family), 500, "\n\n")
+    documents = make_documents(training, num_definitions, dirty, seed)
+    others = [term.text for term in training[num_definitions:][: 4 * num_trusted]]
+    known = set(contained_in(others, (row["text"] for row in documents)))
+    trusted = [text for position, text in enumerate(others) if position not in known][:num_trusted]
     tables = {
-        "documents": make_documents(training, num_definitions, dirty, seed),
+        "documents": documents,
+        "trusted": [{"text": text} for text in trusted],
         "held_out": [{"text": text} for text in held_out],
         "general": [{"text": text} for text in general_texts(num_general, seed)],
         "ontology_questions": make_questions(families, num_questions, seed),

@@ -1,83 +1,77 @@
-"""The quickstart's evaluation of one model, and its report: every number with its uncertainty."""
+"""The quickstart's report: every number with its uncertainty."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from comparing.run_comparison import differences
-from comparing.run_records import Run, read_folders
+from comparing.run_comparison import difference, differences, verdict
+from comparing.run_records import Run, measures_of, read_folders
 from comparing.tables import differences_table, intervals_cover, values_table
 from fitting.probe_runs import format_comparison
-from hf_ppl_select import PerplexityLandscape, ScalingLaw, run_benchmarks
+from hf_ppl_select import PerplexityLandscape, ScalingLaw
 from hf_ppl_select.data.load import load_rows
-from hf_ppl_select.data.saving import load_json, save_json, write_atomically
+from hf_ppl_select.data.saving import load_json, write_atomically
+from hf_ppl_select.landscape.scores import names_of
 from hf_ppl_select.law.intervals import check_intervals
 from hf_ppl_select.plots.plots import plot_landscape
-from hf_ppl_select.scoring.perplexity import evaluate_perplexity
 from quickstart_steps.data import QuickstartArguments
-from training.precision import fast_bfloat16
+from quickstart_steps.runs import ARMS
 
-TEXT_SETS = {"domain": "held_out", "general": "general"}  # the files of texts that each loss is of
-
-
-def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path) -> None:
-    """Likelihoods of the held-out and general texts, and the benchmarks; nothing to do if both are there.
-
-    float32 weights, bfloat16 autocast where it is fast: the same arithmetic for the base model and trained ones.
-    """
-    if (folder / "held_out.json").exists() and (folder / "benchmarks.json").exists():
-        print(f"{folder} is there: nothing to do", flush=True)
-        return
-    import torch
-
-    from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
-
-    model, tokenizer = load_model(str(model_name), dtype="float32")
-    engine = LikelihoodEngine(model, autocast_dtype=torch.bfloat16 if fast_bfloat16() else None)
-    found = {}
-    for name, file in TEXT_SETS.items():
-        scored = evaluate_perplexity(model, tokenizer, load_rows(str(texts[file]))["text"][:], engine=engine)
-        found[name] = {"nll_sum": scored.nll_sum.tolist(), "num_tokens": scored.num_tokens.tolist()}
-        print(f"{name} loss {scored.nll_per_token:.4f} nats per token", flush=True)
-    benchmarks = [str(texts["ontology_questions"])] if "ontology_questions" in texts else []
-    run_benchmarks(model, tokenizer, [*benchmarks, "general_questions"], engine=engine).save(
-        folder / "benchmarks.json"
-    )
-    save_json(folder / "held_out.json", found, kind="text_likelihoods", version=1)
+BASELINES = ("random raw", "random deduplicated")
+LAW_PICTURES = ("law_surface", "predicted_against_measured", "loss_against_tokens")
 
 
-def write_report(folder: Path, args: QuickstartArguments, runs: list[str], seconds: float) -> Path:
+def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int]) -> Path:
     """Write report.md; returns its path."""
     law = ScalingLaw.load(folder / "law" / "law.json")
-    landscape = PerplexityLandscape.load(folder / "scored" / "landscape.json")
+    scored = load_rows(str(folder / "scored"))
+    landscape = PerplexityLandscape.from_dataset(scored, column=law.column)
     forms = load_json(folder / "law" / "comparison.json", kind="law_comparison", version=1)["forms"]
-    members = {"base": ["base"], "random": [run for run in runs if "random" in run]}
-    members["selected"] = [run for run in runs if "maxent" in run]
-    groups = read_folders({name: [folder / "evaluations" / run for run in named] for name, named in members.items()})
-    selected = PerplexityLandscape.from_dataset(load_rows(str(folder / "maxent")))
-    plot_landscape(landscape, subset=selected, path=folder / "landscape.png")
+    folders = {arm.replace("-", " ", 1): [folder / "evaluations" / f"{arm}-{seed}" for seed in seeds] for arm in ARMS}
+    groups = read_folders({"base": [folder / "evaluations" / "base"], **folders})
+    for column in names_of(law.column):
+        subset = PerplexityLandscape.from_dataset(load_rows(str(folder / f"selected-{seeds[0]}")), column=column)
+        whole = PerplexityLandscape.from_dataset(scored, column=column)
+        plot_landscape(whole, subset=subset, path=folder / f"landscape_{column}.png")
+    pictures = [f"![{column}](landscape_{column}.png)" for column in names_of(law.column)]
+    if (folder / "law" / "law_surface.png").exists():
+        pictures += [f"![{name.replace('_', ' ')}](law/{name}.png)" for name in LAW_PICTURES]
     sections = [
-        "# Quickstart: did selecting by perplexity pay?",
+        "# Quickstart: did selecting pay?",
+        _headline(groups),
         _setting(args, landscape),
         "## What it bought",
         *_results(groups),
         "## What was selected",
-        _composition_table(folder),
-        "![landscape](landscape.png)",
+        _composition_table(folder, seeds),
         "## What the law said",
         f"```\n{format_comparison(forms)}\n\n{law}\n\n{law.optimum(landscape, args.num_tokens)}\n```",
-        _predictions(folder, law, groups),
-        "![law surface](law/law_surface.png)\n\n![predicted against measured](law/predicted_against_measured.png)",
-        "![loss against tokens](law/loss_against_tokens.png)",
-        f"Made in {seconds:.0f} s (finished steps of an earlier run not counted).",
+        _predictions(folder, law, groups, seeds),
+        *pictures,
+        "## What it cost",
+        _costs(folder, args, seeds),
     ]
     path = folder / "report.md"
     write_atomically(path, "\n\n".join(sections) + "\n")
     return path
+
+
+def _headline(groups: dict[str, list[Run]]) -> str:
+    """One sentence: what selecting bought on the domain, against both random subsets, and what it did to the rest."""
+    losses = {measure.names[0]: measure for measure in measures_of(groups) if measure.kind == "loss"}
+    parts = []
+    for baseline in BASELINES:
+        found = difference(losses["domain"], groups["selected"], groups[baseline])
+        said = verdict(losses["domain"], found)
+        parts.append(f"{found.value:+.3f} nats [{found.low:+.3f}, {found.high:+.3f}] against {baseline} ({said})")
+    general = difference(losses["general"], groups["selected"], groups["random raw"])
+    return (
+        f"**Domain loss of the selected subset: {'; '.join(parts)}. General loss: {general.value:+.3f} "
+        f"[{general.low:+.3f}, {general.high:+.3f}] against random raw.**"
+    )
 
 
 def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
@@ -89,57 +83,80 @@ def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
         else ""
     )
     return (
-        f"{args.model or 'SmolLM2-135M-Instruct'} on {landscape.num_chunks:,} chunks of {args.chunk_length} tokens "
-        f"({corpus}).{dirt} Continual pre-training on {args.num_tokens:,} tokens each: a random subset, and the "
-        "subset that the law chose. The law's probes cost "
-        f"{args.num_probes} x {args.probe_tokens:,} tokens more."
+        f"{args.model or 'SmolLM2-135M-Instruct'} on {corpus}, {landscape.num_chunks:,} chunks of {args.chunk_length} "
+        f"tokens once deduplicated.{dirt} Continual pre-training on {args.num_tokens:,} tokens each, {args.num_seeds} "
+        "seeds: the subsets that the law chose, random ones of the same chunks, and random ones of the documents as "
+        "they were."
     )
 
 
 def _results(groups: dict[str, list[Run]]) -> list[str]:
-    """Each group's measures, and their differences from random with what they say, as in report.py."""
-    rows = differences(groups, "random")
-    note = "Two draws of chunks alone can differ by 0.01 to 0.02 nats."
+    """Each group's measures, and their differences from either random one with what they say, as in report.py."""
+    rows = differences(groups, "random raw")
+    ours = {name: groups[name] for name in ("random deduplicated", "selected")}
     return [
         values_table(groups, [measure for measure, _ in rows]),
-        differences_table(groups, rows, "random"),
-        f"{intervals_cover(groups)} {note}",
+        differences_table(groups, rows, "random raw"),
+        differences_table(ours, differences(ours, "random deduplicated"), "random deduplicated"),
+        intervals_cover(groups),
     ]
 
 
-def _composition_table(folder: Path) -> str:
-    """Share of chunks of each kind, and the landscape, of the corpus and the two subsets."""
-    sets = {name: load_rows(str(folder / place)) for name, place in
-            (("corpus", "scored"), ("random", "random"), ("selected", "maxent"))}  # fmt: skip
-    kinds = {name: Counter(rows["kind"][:]) for name, rows in sets.items()}
-    lines = [f"| | {' | '.join(sets)} |", "|---|" + "---:|" * len(sets)]
-    for kind in sorted(kinds["corpus"]):
-        shares = (f"{kinds[name][kind] / len(rows):.1%}" for name, rows in sets.items())
-        lines.append(f"| {kind} | {' | '.join(shares)} |")
-    landscapes = [PerplexityLandscape.from_dataset(rows) for rows in sets.values()]
-    lines.append("| chunks | " + " | ".join(f"{one.num_chunks:,}" for one in landscapes) + " |")
-    lines.append("| perplexity, mean ± sd | " + " | ".join(f"{x.mu:.1f} ± {x.sigma:.1f}" for x in landscapes) + " |")
-    geometric = (f"{math.exp(x.log_mu):.1f} ×÷ {math.exp(x.log_sigma):.2f}" for x in landscapes)
-    lines.append(f"| perplexity, geometric | {' | '.join(geometric)} |")
+def _composition_table(folder: Path, seeds: Sequence[int]) -> str:
+    """Share of each kind: of the documents' characters, then of the chunks that are left and of the subsets'."""
+    documents = load_rows(str(folder / "texts" / "documents.jsonl"))
+    kinds = {"documents": Counter()}
+    for kind, text in zip(documents["kind"][:], documents["text"][:]):
+        kinds["documents"][kind] += len(text)
+    kinds["deduplicated"] = Counter(load_rows(str(folder / "scored"))["kind"][:])
+    for arm in reversed(ARMS):
+        kinds[arm.replace("-", " ", 1)] = sum(
+            (Counter(_subset(folder, arm, seed)["kind"][:]) for seed in seeds), Counter()
+        )
+    lines = [f"| | {' | '.join(kinds)} |", "|---|" + "---:|" * len(kinds)]
+    for kind in sorted(kinds["documents"]):
+        lines.append(f"| {kind} | {' | '.join(f'{one[kind] / one.total():.1%}' for one in kinds.values())} |")
     return "\n".join(lines)
 
 
-def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]]) -> str:
-    """The law's prediction of the two runs' domain loss beside what was measured."""
+def _subset(folder: Path, arm: str, seed: int) -> Any:
+    place = folder / f"{arm}-{seed}"
+    return load_rows(str(place / "chunks.jsonl" if arm == "random-raw" else place))
+
+
+def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]], seeds: Sequence[int]) -> str:
+    """The law's prediction of the runs' domain loss beside what was measured."""
     problem = check_intervals(law)
     lines = ["| subset | predicted domain loss | 95 % interval | measured |", "|---|---:|---:|---:|"]
-    for group, strategy in (("random", "random"), ("selected", "maxent")):
-        subset = load_rows(str(folder / strategy))
-        moments = PerplexityLandscape.from_dataset(subset).moments(law.space)
-        num_tokens = sum(subset["num_tokens"][:])
-        interval = "not known"
-        if problem is None:
-            interval = "{:.3f} to {:.3f}".format(*law.predict_interval(*moments, num_tokens))
-        measured = np.mean(
-            [nll.sum() / tokens.sum() for nll, tokens in (run.texts["domain"] for run in groups[group])]
-        )
-        predicted = float(law.predict(*moments, num_tokens))
-        lines.append(f"| {group} | {predicted:.3f} | {interval} | {measured:.3f} |")
+    for arm in ARMS[:2]:
+        group = arm.replace("-", " ", 1)
+        for seed, run in zip(seeds, groups[group], strict=True):
+            subset = _subset(folder, arm, seed)
+            moments = PerplexityLandscape.from_dataset(subset, column=law.column).moments(law.space)
+            num_tokens = sum(subset["num_tokens"][:])
+            interval = "not known"
+            if problem is None:
+                interval = "{:.3f} to {:.3f}".format(*law.predict_interval(*moments, num_tokens))
+            nll, tokens = run.texts["domain"]
+            predicted = float(law.predict(*moments, num_tokens))
+            lines.append(f"| {group}, seed {seed} | {predicted:.3f} | {interval} | {nll.sum() / tokens.sum():.3f} |")
     if problem is not None:
         lines += ["", f"Without intervals: {problem}"]
     return "\n".join(lines)
+
+
+def _costs(folder: Path, args: QuickstartArguments, seeds: Sequence[int]) -> str:
+    """Tokens trained on, and time, of each step."""
+    seconds = load_json(folder / "costs.json", kind="quickstart_costs", version=1)["seconds"]
+    tokens = {
+        "Fit the law": args.num_probes * args.probe_tokens,
+        "Train and": len(ARMS) * len(seeds) * args.num_tokens,
+    }
+    reference = folder / "scored" / "reference" / "metrics.json"
+    if reference.exists():
+        tokens["Score"] = load_json(reference, kind="training_metrics", version=1)["num_tokens"]
+    lines = ["| step | tokens trained on | time |", "|---|---:|---:|"]
+    for title, time in seconds.items():
+        trained = next((f"{count:,}" for beginning, count in tokens.items() if title.startswith(beginning)), "")
+        lines.append(f"| {title} | {trained} | {time:.0f} s |")
+    return "\n".join([*lines, f"| in all | {sum(tokens.values()):,} | {sum(seconds.values()):.0f} s |"])

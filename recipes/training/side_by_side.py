@@ -26,10 +26,10 @@ def run_side_by_side(
     description: str,
     tolerated: type[Exception] | tuple[()] = (),
 ) -> dict[int, Exception]:
-    """Call `function(*task)` for every task, `num_workers` at a time, each in a process of its own.
+    """Call `function(*task)` for every task, `num_workers` at a time in processes of their own; 1: here, in turn.
 
-    A task that fails does not stop the others, whose results stay; the first error is raised at the end. If this
-    process is killed, so are the others.
+    With several, a task that fails does not stop the others, whose results stay; the first error is raised at the
+    end. If this process is killed, so are the others.
 
     Args:
         function: importable, as are what the tasks hold.
@@ -39,6 +39,12 @@ def run_side_by_side(
         description: of the bar.
         tolerated: errors that are returned, by the task's number, and not raised.
     """
+    if num_workers == 1:
+        for task in tasks:
+            function(*task)
+        return {}
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # so that glibc keeps memory for the next step
+        os.environ.setdefault(name, str(2**30))
     threads = max(1, torch.get_num_threads() // num_workers)
     context = multiprocessing.get_context("spawn")  # a fork of threads that have computed can hang
     options = {"max_workers": num_workers, "mp_context": context, "initializer": _begin, "initargs": (threads,)}

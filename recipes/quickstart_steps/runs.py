@@ -1,0 +1,104 @@
+"""The quickstart's training runs, what they are trained on without any score, and what every step costs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_ppl_select import chunk_documents, run_benchmarks
+from hf_ppl_select.data.load import load_rows
+from hf_ppl_select.data.saving import load_json, save_json, write_atomically
+from hf_ppl_select.likelihood.models import load_tokenizer
+from hf_ppl_select.scoring.perplexity import evaluate_perplexity
+from training.precision import fast_bfloat16
+
+TEXT_SETS = {"domain": "held_out", "general": "general"}  # the files of texts that each loss is of
+ARMS = ("selected", "random-deduplicated", "random-raw")
+
+
+def command_line_of(options: Mapping[str, Any]) -> list[str]:
+    """Options by name as words of a command line."""
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def draw_from_documents(
+    documents: Path, folder: Path, model: str, *, num_tokens: int, chunk_length: int, seed: int
+) -> None:
+    """Chunks of documents as they are, drawn at random until `num_tokens` are full: chunks.jsonl in `folder`."""
+    if (folder / "chunks.jsonl").exists():
+        return
+    tokenizer = load_tokenizer(model)
+    rows = load_rows(str(documents))
+    options = {"tokenizer": tokenizer, "max_length": chunk_length, "keep_columns": ["kind"]}
+    chunks = rows.map(chunk_documents, batched=True, remove_columns=rows.column_names, fn_kwargs=options, desc="Chunk")
+    counts = np.array([len(ids) for ids in tokenizer(chunks["text"][:], add_special_tokens=False)["input_ids"]])
+    order = np.random.default_rng(seed).permutation(len(chunks))
+    order = order[: np.searchsorted(np.cumsum(counts[order]), num_tokens, side="right")]
+    drawn = chunks.select(order).add_column("num_tokens", counts[order])
+    write_atomically(
+        folder / "chunks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn.to_list())
+    )
+
+
+def is_evaluated(folder: Path) -> bool:
+    return (folder / "held_out.json").exists()  # written last
+
+
+def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path) -> None:
+    """Likelihoods of the held-out and general texts, and the benchmarks.
+
+    float32 weights, bfloat16 autocast where it is fast: the same arithmetic for the base model and trained ones.
+    """
+    import torch
+
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
+
+    model, tokenizer = load_model(str(model_name), dtype="float32")
+    engine = LikelihoodEngine(model, autocast_dtype=torch.bfloat16 if fast_bfloat16() else None)
+    found = {}
+    for name, file in TEXT_SETS.items():
+        scored = evaluate_perplexity(model, tokenizer, load_rows(str(texts[file]))["text"][:], engine=engine)
+        found[name] = {"nll_sum": scored.nll_sum.tolist(), "num_tokens": scored.num_tokens.tolist()}
+        print(f"{name} loss {scored.nll_per_token:.4f} nats per token", flush=True)
+    benchmarks = [str(texts["ontology_questions"])] if "ontology_questions" in texts else []
+    run_benchmarks(model, tokenizer, [*benchmarks, "general_questions"], engine=engine).save(
+        folder / "benchmarks.json"
+    )
+    save_json(folder / "held_out.json", found, kind="text_likelihoods", version=1)
+
+
+def train_and_evaluate(
+    train: Callable[..., Any] | None, options: tuple, model: str | Path, texts: Mapping[str, Path], folder: Path
+) -> None:
+    """One task of [`run_side_by_side`]: a recipe's `main`, unless the model is there, and its measures in `folder`."""
+    if train is not None and not Path(model, "metrics.json").exists():
+        train(*options)
+    if not is_evaluated(folder):
+        evaluate_model(model, texts, folder)
+
+
+class Costs:
+    """Seconds of every step, kept in a file over interrupted runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds = load_json(path, kind="quickstart_costs", version=1)["seconds"] if path.exists() else {}
+
+    @contextmanager
+    def of(self, title: str) -> Iterator[None]:
+        """Add the time that this takes."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[title] = self.seconds.get(title, 0.0) + time.monotonic() - started
+            save_json(self.path, {"seconds": self.seconds}, kind="quickstart_costs", version=1)
