@@ -82,11 +82,11 @@ def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
         if args.dataset_name is None and args.dirty
         else ""
     )
+    seeds = f"{args.num_seeds} seed" + "s" * (args.num_seeds > 1)
     return (
         f"{args.model or 'SmolLM2-135M-Instruct'} on {corpus}, {landscape.num_chunks:,} chunks of {args.chunk_length} "
-        f"tokens once deduplicated.{dirt} Continual pre-training on {args.num_tokens:,} tokens each, {args.num_seeds} "
-        "seeds: the subsets that the law chose, random ones of the same chunks, and random ones of the documents as "
-        "they were."
+        f"tokens once deduplicated.{dirt} Continual pre-training on {args.num_tokens:,} tokens each, {seeds}: the "
+        "subsets that the law chose, random ones of the same chunks, and random ones of the documents as they were."
     )
 
 
