@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "recipes/training": "data hf_ppl_select hub likelihood scoring selection trainer_callbacks",
     "recipes/fitting": "data hf_ppl_select landscape law likelihood plots probes recipes/training scoring selection "
     "trainer_callbacks",
-    "recipes/quickstart_steps": "data hf_ppl_select law likelihood plots recipes/comparing recipes/fitting "
+    "recipes/quickstart_steps": "data hf_ppl_select landscape law likelihood plots recipes/comparing recipes/fitting "
     "recipes/training scoring",
     "recipes/scoring": "data hf_ppl_select likelihood recipes/training",
     "recipes": "benchmarks command data deduplication hf_ppl_select hub law likelihood plots scoring scoring/ngrams "
