@@ -16,6 +16,7 @@ from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
 from hf_ppl_select.likelihood.models import load_tokenizer
 from hf_ppl_select.scoring.perplexity import evaluate_perplexity
+from training.checkpoints import is_finished_run
 from training.precision import fast_bfloat16
 
 TEXT_SETS = {"domain": "held_out", "general": "general"}  # the files of texts that each loss is of
@@ -80,7 +81,7 @@ def train_and_evaluate(
     train: Callable[..., Any] | None, options: tuple, model: str | Path, texts: Mapping[str, Path], folder: Path
 ) -> None:
     """One task of [`run_side_by_side`]: a recipe's `main`, unless the model is there, and its measures in `folder`."""
-    if train is not None and not Path(model, "metrics.json").exists():
+    if train is not None and not is_finished_run(model):
         train(*options)
     if not is_evaluated(folder):
         evaluate_model(model, texts, folder)

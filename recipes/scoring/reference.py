@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hf_ppl_select import chunk_documents
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
 from hf_ppl_select.likelihood.model_identity import own_revision, resolve_revision
+from training.checkpoints import is_finished_run
 from training.precision import training_precision
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def start_reference(
     if is_finished(folder, settings):
         print(f"{folder} is trained already.", flush=True)
         return False
-    if (folder / "metrics.json").exists() and not overwrite:
+    if is_finished_run(folder) and not overwrite:
         earlier = _settings_of(folder)
         names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))
         changed = "; ".join(f"{name} was {earlier.get(name)!r}, is {settings.get(name)!r}" for name in names)
@@ -93,7 +94,7 @@ def start_reference(
 
 def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether it is there, trained with these settings."""
-    return (folder / "metrics.json").exists() and _settings_of(folder) == settings
+    return is_finished_run(folder) and _settings_of(folder) == settings
 
 
 def wait_for_reference(folder: Path, settings: dict[str, Any]) -> None:

@@ -32,6 +32,16 @@ def total_loss_of(folder: str | Path) -> float | None:
     return load_json(path, kind="checkpoint", version=1, read=checked(_SCHEMA))["total_loss"]
 
 
+def is_finished_run(folder: str | Path) -> bool:
+    """Whether a training run came to its end there; one that diverged leaves a metrics.json, too, but no model.
+
+    Raises:
+        ValueError: its metrics.json is damaged.
+    """
+    path = Path(folder, "metrics.json")
+    return path.exists() and "diverged_at_step" not in load_json(path, kind="training_metrics", version=1)["train"]
+
+
 def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
     """The checkpoint folder that `--resume_from_checkpoint` means: a path, or with `true` the latest whole one.
 

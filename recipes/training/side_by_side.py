@@ -39,16 +39,19 @@ def run_side_by_side(
         description: of the bar.
         tolerated: errors that are returned, by the task's number, and not raised.
     """
+    errors: dict[int, BaseException] = {}
     if num_workers == 1:
-        for task in tasks:
-            function(*task)
-        return {}
+        for number, task in enumerate(tasks):
+            try:
+                function(*task)
+            except tolerated as error:
+                errors[number] = error
+        return errors
     for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # so that glibc keeps memory for the next step
         os.environ.setdefault(name, str(2**30))
     threads = max(1, torch.get_num_threads() // num_workers)
     context = multiprocessing.get_context("spawn")  # a fork of threads that have computed can hang
     options = {"max_workers": num_workers, "mp_context": context, "initializer": _begin, "initargs": (threads,)}
-    errors: dict[int, BaseException] = {}
     with (
         tqdm(total=sum(sizes), desc=description, unit=" tokens", unit_scale=True) as bar,
         ProcessPoolExecutor(**options) as pool,

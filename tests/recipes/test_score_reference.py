@@ -288,3 +288,21 @@ def test_without_a_reference_the_manifest_is_as_before(options, tmp_path):
         name for name in (field.name for field in fields(ScoreArguments)) if "reference" in name or "trusted" in name
     }
     assert len(new) == 7 and not manifest.keys() & {*new, "eval_file", "ifd"}
+
+
+def test_a_reference_that_diverged_is_trained_anew(options, trusted, tmp_path, trainings, monkeypatch):
+    from training.trainer import RecipeTrainer
+
+    folder, real = tmp_path / "scored", RecipeTrainer.training_step
+
+    def ruined(self, model, *args, **kwargs):
+        next(model.parameters()).data.fill_(torch.nan)
+        return real(self, model, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecipeTrainer, "training_step", ruined)
+        with pytest.raises(ValueError, match="training diverged"):
+            run(folder, **options, trusted=trusted)
+    assert (folder / "reference" / "metrics.json").exists() and not (folder / "data").exists()
+    run(folder, **options, trusted=trusted)
+    assert len(trainings) == 2 and len(load_rows(str(folder))) == 40

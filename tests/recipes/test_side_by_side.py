@@ -53,3 +53,12 @@ def is_running(process):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_tolerated_errors_are_returned_by_number(num_workers, tmp_path):
+    tasks = [(tmp_path / str(k), k in (1, 3)) for k in range(4)]
+    options = {"sizes": [1] * 4, "description": "Runs", "tolerated": ValueError}
+    errors = run_side_by_side(write_or_fail, tasks, num_workers, **options)
+    assert sorted(errors) == [1, 3] and all(str(error) == "this one fails" for error in errors.values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "2"]
