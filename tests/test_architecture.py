@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     # The package: whatever a row names stands above that row
     "data": "",
-    "deduplication": "",
+    "deduplication": "data",
     "likelihood": "",
     "version": "",
     "command": "",

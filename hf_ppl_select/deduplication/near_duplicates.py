@@ -18,7 +18,8 @@ from math import ceil, log
 import numpy as np
 from tqdm import tqdm
 
-from .shingles import mix, random_numbers, run_hashes
+from ..data.hashing import mix
+from .shingles import random_numbers, run_hashes
 
 QUIET_SECONDS = 3.0  # a bar appears only where one has to wait
 Read = Callable[["np.ndarray | None"], Iterator[Sequence["str | None"]]]

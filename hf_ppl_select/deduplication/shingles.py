@@ -1,9 +1,9 @@
 """Hashes of the runs of five words of texts, many texts at once: all arithmetic is numpy's, over their bytes.
 
 A word's hash is the polynomial Σ table[byte] · P^position mod 2^64, summed over the bytes of all texts at once, which
-P's inverse brings to the word's own start. A run's hash is a sum of its words' hashes, times an odd
-number for each place. Both are mixed by splitmix64 (Steele, Lea & Flood, OOPSLA 2014), which also draws all constants:
-nothing depends on a process, a version or PYTHONHASHSEED.
+P's inverse brings to the word's own start. A run's hash is a sum of its words' hashes, times an odd number for each
+place. Both are mixed by splitmix64, which also draws all constants: nothing depends on a process, a version or
+PYTHONHASHSEED.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from functools import cache
 
 import numpy as np
 
+from ..data.hashing import BASE, mix, powers
+
 RUN = 5  # words
 _PIECE = 1 << 18  # bytes summed at once, and of the longest word; so that sums stay in the processor's cache
-_PRIME = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
 _BLANK = 32  # and the control characters below it
 
 
@@ -56,17 +57,7 @@ def run_hashes(texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
 def random_numbers(number: int, purpose: str) -> np.ndarray:
     """The same `number` uint64 for a purpose, always."""
     start = np.uint64(int.from_bytes(purpose.encode()[:8], "little"))
-    return mix(mix(start + np.arange(1, number + 1, dtype=np.uint64) * np.uint64(_PRIME)))
-
-
-def mix(numbers: np.ndarray) -> np.ndarray:
-    """splitmix64's bijection: every bit of each uint64 comes to depend on all of its bits."""
-    mixed = numbers ^ (numbers >> np.uint64(30))
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
+    return mix(mix(start + np.arange(1, number + 1, dtype=np.uint64) * np.uint64(BASE)))
 
 
 def _normalized(text: str | None) -> bytes:
@@ -121,13 +112,4 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A random number for each byte, 0 for blanks; the powers of P, and their inverses."""
     table = random_numbers(256, "bytes")
     table[: _BLANK + 1] = 0
-    return table, _powers(_PRIME), _powers(pow(_PRIME, -1, 2**64))
-
-
-def _powers(base: int) -> np.ndarray:
-    powers = np.ones(_PIECE, np.uint64)
-    done = 1
-    while done < _PIECE:
-        powers[done : 2 * done] = powers[:done] * np.uint64(pow(base, done, 2**64))
-        done *= 2
-    return powers
+    return table, *powers(_PIECE)

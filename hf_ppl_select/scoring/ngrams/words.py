@@ -7,9 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from ...data.hashing import BASE, mix, powers
+
 _BLOCK = 1 << 16  # bytes hashed together: what fits in a cache
 _SPACE, _WORD, _SIGN, _ALONE, _GOES_ON = range(5)  # kinds of bytes
-_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _PAIR = 0xD6E8FEB86659FD93  # odd, so that a pair is another one in the other order
 
 
@@ -54,15 +55,6 @@ def _buckets(hashes: np.ndarray, num_buckets: int) -> np.ndarray:
     return ((hashes >> np.uint64(32)) * np.uint64(num_buckets) >> np.uint64(32)).astype(np.int64)
 
 
-def mix(hashes: np.ndarray) -> np.ndarray:
-    """Spread every bit of 64-bit numbers over all of them, in place: the finalizer of SplitMix64."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        hashes ^= hashes >> np.uint64(shift)
-        hashes *= np.uint64(factor)
-    hashes ^= hashes >> np.uint64(31)
-    return hashes
-
-
 def _hash_block(data: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """The words at the beginning of `data`: their hashes, where they start, and where the last one ends."""
     size = _BLOCK
@@ -77,9 +69,9 @@ def _hash_block(data: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     ends = np.concatenate((starts[1:], [end]))
     is_word = _KINDS.take(block[starts]) != _SPACE
     starts, ends = starts[is_word], ends[is_word]
-    powers, inverses = _powers(size)
+    forward, inverses = _powers(size)
     sums = np.zeros(end + 1, dtype=np.uint64)
-    np.multiply(_VALUES.take(block[:end]), powers[:end], out=sums[1:])
+    np.multiply(_VALUES.take(block[:end]), forward[:end], out=sums[1:])
     np.cumsum(sums, out=sums)
     return mix((sums[ends] - sums[starts]) * inverses[starts]), starts, end
 
@@ -95,15 +87,6 @@ def _edges(block: np.ndarray) -> np.ndarray:
     return np.flatnonzero((kinds[1:] != kinds[:-1]) | ((kinds[1:] == _ALONE) & ~goes_on[1:])) + 1
 
 
-@lru_cache(maxsize=2)
-def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Powers of the base and of its inverse, from 0 up, modulo 2^64: uint64 `[size]` each."""
-    bases = np.array([_BASE, pow(_BASE, -1, 1 << 64)], dtype=np.uint64)
-    powers = np.repeat(bases[:, None], size, axis=1)
-    powers[:, 0] = 1
-    return tuple(np.cumprod(powers, axis=1))
-
-
 def _kind(byte: int) -> int:
     if byte >= 0x80:
         # 0xC2 begins signs (no-break space, degree); 0xC3 to 0xDF letters with accents, Greek, Cyrillic, Arabic
@@ -113,4 +96,5 @@ def _kind(byte: int) -> int:
 
 
 _KINDS = np.array([_kind(byte) for byte in range(256)], dtype=np.uint8)
-_VALUES = mix(np.arange(1, 257, dtype=np.uint64) * np.uint64(_BASE))
+_VALUES = mix(np.arange(1, 257, dtype=np.uint64) * np.uint64(BASE))
+_powers = lru_cache(maxsize=2)(powers)
