@@ -47,8 +47,6 @@ def run_side_by_side(
             except tolerated as error:
                 errors[number] = error
         return errors
-    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # so that glibc keeps memory for the next step
-        os.environ.setdefault(name, str(2**30))
     threads = max(1, torch.get_num_threads() // num_workers)
     context = multiprocessing.get_context("spawn")  # a fork of threads that have computed can hang
     options = {"max_workers": num_workers, "mp_context": context, "initializer": _begin, "initargs": (threads,)}
