@@ -22,6 +22,7 @@ from .models import (
     default_batch_tokens,
     default_device,
     keep_freed_memory,
+    linear_weights_in,
     load_model,
     num_positions,
     repeated_blocks,
@@ -181,8 +182,10 @@ class LikelihoodEngine:
         """Eval mode and no gradients, for [`~LikelihoodEngine.outputs`]; each module's mode is put back at the end."""
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
+        # A GPU casts them in no time, and has less memory
+        dtype = self.autocast_dtype if self.device.type == "cpu" else None
         try:
-            with torch.inference_mode():
+            with linear_weights_in(self.causal_lm.base_model, dtype), torch.inference_mode():
                 if self.packs is None:
                     self.tiled_head = tiled_head_agrees(self)
                     check_causal(self)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -255,3 +256,20 @@ def keep_freed_memory() -> None:
     keeps twice as much. No page of this block is touched, and other allocators do not mind it.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+@contextmanager
+def linear_weights_in(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Give the model's linear layers copies of their weights in `dtype`, as autocast makes for every batch anew.
+
+    The parameters themselves, their gradients and hooks are untouched, and back in place at the end.
+    """
+    layers = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.dtype == torch.float32]
+    weights = [layer.weight for layer in layers]
+    try:
+        for layer in layers if dtype is not None else ():
+            layer._parameters["weight"] = torch.nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+        yield
+    finally:
+        for layer, weight in zip(layers, weights):
+            layer._parameters["weight"] = weight

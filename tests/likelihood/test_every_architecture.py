@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_ppl_select.likelihood.engine import LikelihoodEngine
-from hf_ppl_select.likelihood.models import has_experts
+from hf_ppl_select.likelihood.models import has_experts, linear_weights_in
 from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer
 
 VOCABULARY = 103
@@ -140,6 +140,7 @@ def test_no_text_depends_on_its_neighbours(kind, monkeypatch):
         BUILT[kind] = False
         pytest.skip(f"not built tiny: {type(error).__name__}: {str(error).partition(chr(10))[0][:100]}")
     BUILT[kind] = True
+    same_with_cast_weights(model)
     for dtype in (torch.float32, torch.bfloat16):
         model.to(torch.bfloat16).float()  # the same weights for both
         truth, truth_after = all_alone(model, TEXTS), all_alone(model, ANSWERS, len(EXAMPLE))
@@ -162,6 +163,20 @@ def test_no_text_depends_on_its_neighbours(kind, monkeypatch):
                 close(found, alone, truth, model)
                 tree = SharedPrefixScorer(engine).nll(ANSWERS, [len(EXAMPLE)] * len(ANSWERS))
                 close(tree / [len(ids) - len(EXAMPLE) for ids in ANSWERS], after, truth_after, model)
+
+
+def same_with_cast_weights(model):
+    """Under autocast, weights that are cast once give the logits of those that are cast for every batch, to the bit."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        try:
+            expected = model(input_ids=torch.tensor([TEXTS[2]]), use_cache=False).logits
+        except RuntimeError:
+            return  # not for autocast
+        with linear_weights_in(model.base_model, torch.bfloat16):
+            found = model(input_ids=torch.tensor([TEXTS[2]]), use_cache=False).logits
+    assert torch.equal(found, expected)
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
 
 
 def close(found, alone, truth, model):
