@@ -41,8 +41,10 @@ def main(args):
     from quickstart_steps.report import write_report
     from quickstart_steps.runs import (
         ARMS,
+        DRAWN,
         Costs,
         command_line_of,
+        draw_from_clean,
         draw_from_documents,
         is_evaluated,
         train_and_evaluate,
@@ -118,6 +120,7 @@ def main(args):
         eval_file=texts["held_out"],
         num_probes=args.num_probes,
         num_tokens=args.probe_tokens,
+        ladder=[args.probe_tokens // 2, args.probe_tokens],  # each rung's measuring costs as much as its training
         num_workers=num_workers,
         seed=args.seed,
         output_dir=law,
@@ -140,12 +143,15 @@ def main(args):
             )
         raw = {"num_tokens": args.num_tokens, "chunk_length": args.chunk_length, "seed": seed}
         draw_from_documents(texts["documents"], folder / f"random-raw-{seed}", model, **raw)
+        if args.oracle:
+            draw_from_clean(scored, folder / f"oracle-{seed}", num_tokens=args.num_tokens, seed=seed)
 
     # Train on each subset and measure; side by side where that is faster
     tasks, quiet = [(None, (), model, texts, folder / "evaluations" / "base")], num_workers > 1
-    for name in (f"{arm}-{seed}" for seed in seeds for arm in ARMS):
+    arms = (*ARMS, "oracle") if args.oracle else ARMS
+    for name in (f"{arm}-{seed}" for seed in seeds for arm in arms):
         run = {
-            "dataset_name": folder / name / ("chunks.jsonl" if "raw" in name else ""),
+            "dataset_name": folder / name / ("chunks.jsonl" if name.startswith(DRAWN) else ""),
             "packing": False,
             "lr_scheduler_type": "constant",
             "num_train_epochs": 1,
@@ -163,7 +169,7 @@ def main(args):
     with costs.of("Train and evaluate"):
         sizes = [args.num_tokens] * len(missing)
         run_side_by_side(train_and_evaluate, missing, num_workers, sizes=sizes, description="Train and evaluate")
-    report = write_report(folder, args, seeds)
+    report = write_report(folder, args, seeds, arms)
     print(f"\n{report.read_text(encoding='utf-8')}\n{report} · {time.monotonic() - started:.0f} s in this run")
 
 

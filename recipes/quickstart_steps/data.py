@@ -9,7 +9,7 @@ from pathlib import Path
 from hf_ppl_select.data.load import load_texts
 from hf_ppl_select.data.overlap import word_runs
 from hf_ppl_select.data.saving import write_atomically
-from quickstart_steps.ontology_corpus import general_texts, write_corpus
+from quickstart_steps.ontology_corpus import NUM_GENERAL, general_texts, write_corpus
 
 
 @dataclass
@@ -30,7 +30,13 @@ class QuickstartArguments:
     max_sentence_documents: int = field(
         default=20, metadata={"help": "Sentences in more documents than this are cut out."}
     )
-    num_probes: int = field(default=7, metadata={"help": "Probe runs for the law, one of them random."})
+    oracle: bool = field(
+        default=False,
+        metadata={
+            "help": "Of the ontology, also train on random clean chunks, known by their labels: the best there is."
+        },
+    )
+    num_probes: int = field(default=8, metadata={"help": "Probe runs for the law, one of them random."})
     probe_tokens: int = field(default=4096, metadata={"help": "Tokens each probe trains on."})
     num_tokens: int = field(default=8192, metadata={"help": "Budget: tokens to select and train on."})
     num_seeds: int = field(
@@ -43,6 +49,8 @@ class QuickstartArguments:
 
 def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
     """Write documents, held-out texts, general texts and questions once; the paths of those there are, by name."""
+    if args.oracle and args.dataset_name is not None:
+        raise ValueError("--oracle needs labels of what is clean, which only the quickstart's own corpus has.")
     if not (folder / "documents.jsonl").exists():
         if args.dataset_name is None:
             write_corpus(folder, num_definitions=args.num_documents, dirty=args.dirty, seed=args.seed)
@@ -67,7 +75,7 @@ def _split_documents(folder: Path, args: QuickstartArguments) -> None:
         if runs.isdisjoint(word_runs(text)):
             documents.append(text)
     write_jsonl(folder / "held_out.jsonl", [{"text": text[:2000]} for text in held_out])
-    write_jsonl(folder / "general.jsonl", [{"text": text} for text in general_texts(60, args.seed)])
+    write_jsonl(folder / "general.jsonl", [{"text": text} for text in general_texts(NUM_GENERAL, args.seed)])
     write_jsonl(folder / "documents.jsonl", [{"text": text, "kind": "document"} for text in documents])
 
 

@@ -49,6 +49,8 @@ BOILERPLATE = (
     "Download our app for the best experience.",
 )
 
+NUM_GENERAL = 30  # general texts, of some 200 tokens each
+
 
 @dataclass(frozen=True)
 class Term:
@@ -183,7 +185,7 @@ def write_corpus(
     num_definitions: int = 3000,
     num_held_out: int = 200,
     num_questions: int = 100,
-    num_general: int = 60,
+    num_general: int = NUM_GENERAL,
     num_trusted: int = 300,
     dirty: float = 0.5,
     seed: int = 0,

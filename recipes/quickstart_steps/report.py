@@ -18,19 +18,19 @@ from hf_ppl_select.landscape.scores import names_of
 from hf_ppl_select.law.intervals import check_intervals
 from hf_ppl_select.plots.plots import plot_landscape
 from quickstart_steps.data import QuickstartArguments
-from quickstart_steps.runs import ARMS
+from quickstart_steps.runs import ARMS, DRAWN
 
 BASELINES = ("random raw", "random deduplicated")
 LAW_PICTURES = ("law_surface", "predicted_against_measured", "loss_against_tokens")
 
 
-def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int]) -> Path:
+def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int], arms: Sequence[str]) -> Path:
     """Write report.md; returns its path."""
     law = ScalingLaw.load(folder / "law" / "law.json")
     scored = load_rows(str(folder / "scored"))
     landscape = PerplexityLandscape.from_dataset(scored, column=law.column)
     forms = load_json(folder / "law" / "comparison.json", kind="law_comparison", version=1)["forms"]
-    folders = {arm.replace("-", " ", 1): [folder / "evaluations" / f"{arm}-{seed}" for seed in seeds] for arm in ARMS}
+    folders = {arm.replace("-", " ", 1): [folder / "evaluations" / f"{arm}-{seed}" for seed in seeds] for arm in arms}
     groups = read_folders({"base": [folder / "evaluations" / "base"], **folders})
     for column in names_of(law.column):
         subset = PerplexityLandscape.from_dataset(load_rows(str(folder / f"selected-{seeds[0]}")), column=column)
@@ -46,13 +46,13 @@ def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int]) 
         "## What it bought",
         *_results(groups),
         "## What was selected",
-        _composition_table(folder, seeds),
+        _composition_table(folder, seeds, arms),
         "## What the law said",
         f"```\n{format_comparison(forms)}\n\n{law}\n\n{law.optimum(landscape, args.num_tokens)}\n```",
         _predictions(folder, law, groups, seeds),
         *pictures,
         "## What it cost",
-        _costs(folder, args, seeds),
+        _costs(folder, args, len(arms) * len(seeds)),
     ]
     path = folder / "report.md"
     write_atomically(path, "\n\n".join(sections) + "\n")
@@ -67,10 +67,17 @@ def _headline(groups: dict[str, list[Run]]) -> str:
         found = difference(losses["domain"], groups["selected"], groups[baseline])
         said = verdict(losses["domain"], found)
         parts.append(f"{found.value:+.3f} nats [{found.low:+.3f}, {found.high:+.3f}] against {baseline} ({said})")
+    oracle = ""
+    if "oracle" in groups:
+        found = difference(losses["domain"], groups["oracle"], groups["random raw"])
+        oracle = (
+            f" Random clean chunks, known by their labels: {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] "
+            "against random raw."
+        )
     general = difference(losses["general"], groups["selected"], groups["random raw"])
     return (
         f"**Domain loss of the selected subset: {'; '.join(parts)}. General loss: {general.value:+.3f} "
-        f"[{general.low:+.3f}, {general.high:+.3f}] against random raw.**"
+        f"[{general.low:+.3f}, {general.high:+.3f}] against random raw.{oracle}**"
     )
 
 
@@ -93,7 +100,7 @@ def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
 def _results(groups: dict[str, list[Run]]) -> list[str]:
     """Each group's measures, and their differences from either random one with what they say, as in report.py."""
     rows = differences(groups, "random raw")
-    ours = {name: groups[name] for name in ("random deduplicated", "selected")}
+    ours = {name: groups[name] for name in ("random deduplicated", "selected", "oracle") if name in groups}
     return [
         values_table(groups, [measure for measure, _ in rows]),
         differences_table(groups, rows, "random raw"),
@@ -102,14 +109,14 @@ def _results(groups: dict[str, list[Run]]) -> list[str]:
     ]
 
 
-def _composition_table(folder: Path, seeds: Sequence[int]) -> str:
+def _composition_table(folder: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
     """Share of each kind: of the documents' characters, then of the chunks that are left and of the subsets'."""
     documents = load_rows(str(folder / "texts" / "documents.jsonl"))
     kinds = {"documents": Counter()}
     for kind, text in zip(documents["kind"][:], documents["text"][:]):
         kinds["documents"][kind] += len(text)
     kinds["deduplicated"] = Counter(load_rows(str(folder / "scored"))["kind"][:])
-    for arm in reversed(ARMS):
+    for arm in (*reversed(ARMS), *arms[len(ARMS) :]):
         kinds[arm.replace("-", " ", 1)] = sum(
             (Counter(_subset(folder, arm, seed)["kind"][:]) for seed in seeds), Counter()
         )
@@ -121,7 +128,7 @@ def _composition_table(folder: Path, seeds: Sequence[int]) -> str:
 
 def _subset(folder: Path, arm: str, seed: int) -> Any:
     place = folder / f"{arm}-{seed}"
-    return load_rows(str(place / "chunks.jsonl" if arm == "random-raw" else place))
+    return load_rows(str(place / "chunks.jsonl" if arm in DRAWN else place))
 
 
 def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]], seeds: Sequence[int]) -> str:
@@ -145,12 +152,12 @@ def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]], se
     return "\n".join(lines)
 
 
-def _costs(folder: Path, args: QuickstartArguments, seeds: Sequence[int]) -> str:
+def _costs(folder: Path, args: QuickstartArguments, num_runs: int) -> str:
     """Tokens trained on, and time, of each step."""
     seconds = load_json(folder / "costs.json", kind="quickstart_costs", version=1)["seconds"]
     tokens = {
         "Fit the law": args.num_probes * args.probe_tokens,
-        "Train and": len(ARMS) * len(seeds) * args.num_tokens,
+        "Train and": num_runs * args.num_tokens,
     }
     reference = folder / "scored" / "reference" / "metrics.json"
     if reference.exists():

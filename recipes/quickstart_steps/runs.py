@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,8 +19,13 @@ from hf_ppl_select.scoring.perplexity import evaluate_perplexity
 from training.checkpoints import is_finished_run
 from training.precision import fast_bfloat16
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 TEXT_SETS = {"domain": "held_out", "general": "general"}  # the files of texts that each loss is of
-ARMS = ("selected", "random-deduplicated", "random-raw")
+ARMS = ("selected", "random-deduplicated", "random-raw")  # and the oracle, where it is asked for
+DRAWN = ("random-raw", "oracle")  # of all arms those without any score: chunks.jsonl
+CLEAN = "definition"  # what is clean in the column `kind`
 
 
 def command_line_of(options: Mapping[str, Any]) -> list[str]:
@@ -41,10 +46,22 @@ def draw_from_documents(
     rows = load_rows(str(documents))
     options = {"tokenizer": tokenizer, "max_length": chunk_length, "keep_columns": ["kind"]}
     chunks = rows.map(chunk_documents, batched=True, remove_columns=rows.column_names, fn_kwargs=options, desc="Chunk")
-    counts = np.array([len(ids) for ids in tokenizer(chunks["text"][:], add_special_tokens=False)["input_ids"]])
+    counts = [len(ids) for ids in tokenizer(chunks["text"][:], add_special_tokens=False)["input_ids"]]
+    _draw(chunks.add_column("num_tokens", counts), folder, num_tokens, seed)
+
+
+def draw_from_clean(scored: Path, folder: Path, *, num_tokens: int, seed: int) -> None:
+    """Chunks that are known to be clean, of the deduplicated ones, drawn in the same way."""
+    if (folder / "chunks.jsonl").exists():
+        return
+    chunks = load_rows(str(scored)).select_columns(["text", "kind", "num_tokens"])
+    _draw(chunks.filter(lambda row: row["kind"] == CLEAN), folder, num_tokens, seed)
+
+
+def _draw(chunks: Dataset, folder: Path, num_tokens: int, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(chunks))
-    order = order[: np.searchsorted(np.cumsum(counts[order]), num_tokens, side="right")]
-    drawn = chunks.select(order).add_column("num_tokens", counts[order])
+    counts = np.array(chunks["num_tokens"][:])[order]
+    drawn = chunks.select(order[: np.searchsorted(np.cumsum(counts), num_tokens, side="right")])
     write_atomically(
         folder / "chunks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn.to_list())
     )

@@ -166,7 +166,7 @@ def test_no_text_depends_on_its_neighbours(kind, monkeypatch):
 
 
 def same_with_cast_weights(model):
-    """Under autocast, weights that are cast once give the logits of those that are cast for every batch, to the bit."""
+    """Under autocast, weights cast once give the bits that casting them for every batch gives."""
     parameters = dict(model.named_parameters())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         try:
