@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile # a process per core, each with whole files of tests
 PIP := pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 
@@ -13,11 +14,11 @@ quickstart: $(VENV)/installed
 # Tests start processes beside each other: threads that spin while they wait would starve them. Scoring likes spinning.
 test test-oldest: export OMP_WAIT_POLICY ?= PASSIVE
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 # The same tests with the oldest versions that pyproject.toml allows.
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest $(ARGS)
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -60,6 +60,7 @@ python recipes/select_subset.py --reproduce outputs/subset/selection.json \
 
 import json
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 
 
@@ -152,9 +153,8 @@ def main(args):
     if args.reproduce:
         selection = reproduce_selection(args.reproduce, dataset, law=law, replay_dataset=replay_dataset)
     else:
-        names = "num_tokens column space strategy seed group_by group_num_tokens min_group_tokens deduplicate "
-        names += "near_threshold min_score max_score replay order text_column"
-        options = {name: getattr(args, name) for name in names.split()} | {"law": law, "model": model}
+        shared = (signature(plan_selection).parameters.keys() & vars(args).keys()) - {"law", "replay_dataset"}
+        options = {name: getattr(args, name) for name in shared} | {"law": law, "model": model}
         options["target"] = None if args.target_mu is None else (args.target_mu, args.target_sigma)
         selection = plan_selection(dataset, replay_dataset=replay_dataset, **options)
     print(selection)

@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from loopback_hub import LoopbackHub
 import select_subset
 from hf_ppl_select.landscape.landscape import PerplexityLandscape
 from hf_ppl_select.law.fit import fit_scaling_law
+from hf_ppl_select.selection.select import plan_selection
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "select_subset.py"
@@ -262,6 +265,17 @@ def test_a_failed_push_keeps_the_saved_subset(work):
     assert done.returncode == 2 and "stopped half-way" in done.stderr and "Traceback" not in done.stderr
     assert f"Saved to {work / 'kept'}" in done.stdout
     assert len(load_dataset(str(work / "kept"), split="train", cache_dir=str(work / "cache"))) == 100
+
+
+def test_the_recipe_has_the_options_of_the_function():
+    ours = {field.name: field.default for field in fields(select_subset.SelectArguments)}
+    theirs = {name: option.default for name, option in signature(plan_selection).parameters.items()}
+    only_in_python = {"dataset", "target", "num_tokens_column"}  # --target_mu and --target_sigma are the target
+    assert theirs.keys() - ours.keys() == only_in_python
+    del theirs["num_tokens"]  # left out with --reproduce
+    assert {name: ours[name] for name in theirs.keys() & ours.keys()} == {
+        name: default for name, default in theirs.items() if name in ours
+    }
 
 
 def test_the_shipped_config_is_valid():
