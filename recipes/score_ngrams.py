@@ -31,6 +31,9 @@ class NgramArguments:
     dataset_split: str = field(default="train", metadata={"help": "Split to score, e.g. train[:1000]."})
     text_column: str = field(default="text", metadata={"help": "Column with the text."})
     trusted_column: str | None = field(default=None, metadata={"help": "The same of trusted; default: text_column."})
+    eval_file: str | None = field(
+        default=None, metadata={"help": "Held-out texts: trusted ones may share no run of eight words with them."}
+    )
     smoothing: float = field(
         default=0.1, metadata={"help": "Weight of the corpus in the model of trusted text, between 0 and 1."}
     )
@@ -52,11 +55,15 @@ def main(args):
     from hf_ppl_select.scoring.ngrams.counts import text_batches
     from hf_ppl_select.scoring.ngrams.scorer import NGRAM_COLUMNS
     from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows, launched_as
+    from scoring.trusted import read_trusted
 
+    trusted_column = args.trusted_column or args.text_column
+    if args.eval_file is not None:
+        read_trusted(args.trusted, args.eval_file, trusted_column)
     rank, num_processes, _ = launched_as()
     rows = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
     rows = rows.remove_columns([name for name in NGRAM_COLUMNS if name in rows.column_names])
-    counting = {"text_column": args.trusted_column or args.text_column, "num_buckets": args.num_buckets}
+    counting = {"text_column": trusted_column, "num_buckets": args.num_buckets}
     scorer = NgramScorer.fit(
         NgramCounts.of(load_rows(args.trusted), **counting),
         rows,

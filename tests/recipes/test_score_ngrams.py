@@ -53,6 +53,17 @@ def test_end_to_end(options, tmp_path, capsys):
     assert loaded.settings() == NgramScorer.fit(TRUSTED, TEXTS).settings()
 
 
+def test_trusted_texts_that_are_measured_on_are_refused(options, tmp_path):
+    shared = "one two three four five six seven eight"
+    (tmp_path / "trusted.jsonl").write_text(json.dumps({"body": f"Fever, {shared}."}) + "\n")
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"text": f"{shared} nine"}) + "\n")
+    with pytest.raises(ValueError, match="1 of the 1 texts of .* share a run of eight words"):
+        run(tmp_path / "out", **options, eval_file=tmp_path / "held_out.jsonl")
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"text": "eight seven six five four three two one"}) + "\n")
+    run(tmp_path / "out", **options, eval_file=tmp_path / "held_out.jsonl")
+    assert (tmp_path / "out" / "landscape.json").exists()
+
+
 def test_a_run_goes_on_and_its_own_output_is_scored_again(options, tmp_path, capsys):
     run(tmp_path / "whole", **options)
     whole = load_rows(str(tmp_path / "whole"))[:]
