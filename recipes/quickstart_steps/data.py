@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
-from hf_ppl_select.data.load import load_texts
-from hf_ppl_select.data.overlap import word_runs
+from hf_ppl_select.data.load import load_rows, load_texts
+from hf_ppl_select.data.overlap import split_apart, word_runs
 from hf_ppl_select.data.saving import write_atomically
 from quickstart_steps.ontology_corpus import NUM_GENERAL, general_texts, write_corpus
+
+_HELD_OUT_EACH, _HELD_OUT_IN_ALL = 1000, 40_000  # characters: measuring them takes as long as training on 4,000 tokens
 
 
 @dataclass
@@ -23,6 +27,13 @@ class QuickstartArguments:
     trusted: str | None = field(
         default=None,
         metadata={"help": "Clean texts of the domain, in no document: a file. Of the ontology it is made."},
+    )
+    eval_file: str | None = field(
+        default=None,
+        metadata={"help": "Held-out texts of the domain: a file. Default: a part of trusted, or of the documents."},
+    )
+    kind_column: str | None = field(
+        default=None, metadata={"help": "Column that says what a document is, where known: counted in the report."}
     )
     dirty: float = field(default=0.5, metadata={"help": "Share of dirt in the ontology corpus; 0 leaves it clean."})
     num_documents: int = field(default=1000, metadata={"help": "Documents to take, besides dirt and held-out ones."})
@@ -51,32 +62,63 @@ def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
     """Write documents, held-out texts, general texts and questions once; the paths of those there are, by name."""
     if args.oracle and args.dataset_name is not None:
         raise ValueError("--oracle needs labels of what is clean, which only the quickstart's own corpus has.")
+    if args.dataset_name is None and (own := [n for n in ("trusted", "eval_file", "kind_column") if getattr(args, n)]):
+        raise ValueError(f"--{own[0]} is for a dataset of your own: name it with --dataset_name.")
     if not (folder / "documents.jsonl").exists():
         if args.dataset_name is None:
             write_corpus(folder, num_definitions=args.num_documents, dirty=args.dirty, seed=args.seed)
         else:
             _split_documents(folder, args)
-    found = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
-    return found if args.trusted is None else found | {"trusted": Path(args.trusted)}
+    return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
 
 
 def _split_documents(folder: Path, args: QuickstartArguments) -> None:
-    """Hold out one document in twenty, at most 200; documents that share a run of words with those are left out."""
-    texts = load_texts(args.dataset_name, args.text_column)[0].shuffle(seed=args.seed)["text"][:]
+    """Documents, held-out and trusted texts of a dataset of one's own; no document shares a run of words with the
+    held-out texts, which are of their own file, or split from the trusted ones, or else from the documents.
+    """
+    texts, kinds = _texts(args.dataset_name, args), None
+    if args.kind_column is not None:
+        rows = load_rows(args.dataset_name)
+        if args.kind_column not in rows.column_names:
+            there = ", ".join(rows.column_names)
+            raise ValueError(f"{args.dataset_name} has no column {args.kind_column!r}; its columns are {there}.")
+        both = zip(rows[args.kind_column][:], rows[args.text_column][:])
+        kinds = [str(kind) for kind, text in both if text and text.strip()]
+    order = random.Random(args.seed).sample(range(len(texts)), len(texts))
+    texts = [texts[i] for i in order]
+    kinds = ["document"] * len(texts) if kinds is None else [kinds[i] for i in order]
     if len(texts) < 40:
         raise ValueError(f"{args.dataset_name} has {len(texts)} documents with text; the quickstart needs 40 or more.")
-    num_held_out = min(200, len(texts) // 20)
-    held_out, rest = texts[:num_held_out], texts[num_held_out:]
+    trusted, used = None if args.trusted is None else _texts(args.trusted, args), 0
+    if args.eval_file is not None:
+        held_out = _texts(args.eval_file, args)
+        random.Random(args.seed).shuffle(held_out)
+    elif trusted is not None:
+        kept, apart = split_apart(trusted, 0.7, args.seed)
+        trusted, held_out = [trusted[i] for i in kept], [trusted[i] for i in apart]
+    else:
+        used = min(200, len(texts) // 20)
+        held_out = texts[:used]
     runs = {run for text in held_out for run in word_runs(text)}
-    documents = []
-    for text in rest:
+    lengths = accumulate(min(len(text), _HELD_OUT_EACH) for text in held_out)
+    held_out = held_out[: max(1, sum(length <= _HELD_OUT_IN_ALL for length in lengths))]
+    documents: list[dict] = []
+    for text, kind in zip(texts[used:], kinds[used:]):
         if len(documents) == args.num_documents:
             break
         if runs.isdisjoint(word_runs(text)):
-            documents.append(text)
-    write_jsonl(folder / "held_out.jsonl", [{"text": text[:2000]} for text in held_out])
+            documents.append({"text": text, "kind": kind})
+    write_jsonl(folder / "held_out.jsonl", [{"text": text[:_HELD_OUT_EACH]} for text in held_out])
     write_jsonl(folder / "general.jsonl", [{"text": text} for text in general_texts(NUM_GENERAL, args.seed)])
-    write_jsonl(folder / "documents.jsonl", [{"text": text, "kind": "document"} for text in documents])
+    if trusted is not None:
+        write_jsonl(folder / "trusted.jsonl", [{"text": text} for text in trusted])
+    write_jsonl(folder / "documents.jsonl", documents)
+
+
+def _texts(name: str, args: QuickstartArguments) -> list[str]:
+    """The texts of a file, in the documents' text column, or in `text`."""
+    column = args.text_column if args.text_column in load_rows(name).column_names else "text"
+    return load_texts(name, column)[0]["text"][:]
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:

@@ -89,10 +89,19 @@ def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
         if args.dataset_name is None and args.dirty
         else ""
     )
+    measured = ""
+    if args.dataset_name is not None:
+        measured = " Domain loss is that of " + (
+            f"{args.eval_file}."
+            if args.eval_file
+            else f"a part of {args.trusted}, split off beforehand."
+            if args.trusted
+            else "documents of the corpus that were held out, clean or not."
+        )
     seeds = f"{args.num_seeds} seed" + "s" * (args.num_seeds > 1)
     return (
         f"{args.model or 'SmolLM2-135M-Instruct'} on {corpus}, {landscape.num_chunks:,} chunks of {args.chunk_length} "
-        f"tokens once deduplicated.{dirt} Continual pre-training on {args.num_tokens:,} tokens each, {seeds}: the "
+        f"tokens once deduplicated.{dirt}{measured} Continual pre-training on {args.num_tokens:,} tokens each, {seeds}: the "
         "subsets that the law chose, random ones of the same chunks, and random ones of the documents as they were."
     )
 

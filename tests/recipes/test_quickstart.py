@@ -117,6 +117,43 @@ def test_a_dataset_of_ones_own(tiny_model_dir, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "notes.jsonl" in report and "| document | 100.0% |" in report and "dirt" not in report
+    assert "Domain loss is that of documents of the corpus that were held out" in report
+
+
+def test_texts_of_ones_own(tmp_path):
+    """Held out: of a file, or of the trusted texts, or of the documents; and no document shares a run with them."""
+    from quickstart_steps.data import QuickstartArguments, prepare_texts
+
+    words = np.random.default_rng(0).permutation([f"w{i}" for i in range(4000)]).reshape(-1, 20)
+    texts = [" ".join(row) for row in words]
+    documents = [{"body": text, "kind": "clean"} for text in texts[:100]] + [{"body": None, "kind": "empty"}]
+    documents += [{"body": text + " and more", "kind": "leak"} for text in texts[150:155]]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
+    for name, some in (("trusted", texts[100:150]), ("held_out", [f"{text} " * 10 for text in texts[150:200]])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
+
+    def prepare(folder, **options):
+        options |= {"dataset_name": str(tmp_path / "documents.jsonl"), "text_column": "body"}
+        found = prepare_texts(tmp_path / folder, QuickstartArguments(**options))
+        return {name: [json.loads(line) for line in path.open()] for name, path in found.items()}
+
+    found = prepare("a", eval_file=str(tmp_path / "held_out.jsonl"), trusted=str(tmp_path / "trusted.jsonl"))
+    assert {row["text"] for row in found["trusted"]} == set(texts[100:150])
+    assert {row["text"] for row in found["documents"]} == set(texts[:100]), "not those that held-out texts hold"
+    assert {len(row["text"]) for row in found["held_out"]} == {1000} and len(found["held_out"]) == 40
+
+    found = prepare("b", trusted=str(tmp_path / "trusted.jsonl"), kind_column="kind")
+    trusted, held_out = ({row["text"] for row in found[name]} for name in ("trusted", "held_out"))
+    assert trusted | held_out == set(texts[100:150]) and not trusted & held_out and 10 <= len(held_out) <= 20
+    assert sorted(row["kind"] for row in found["documents"]) == ["clean"] * 100 + ["leak"] * 5
+    assert all(("and more" in row["text"]) == (row["kind"] == "leak") for row in found["documents"])
+
+    found = prepare("c")
+    assert len(found["held_out"]) == 5 and len(found["documents"]) == 100 and "trusted" not in found
+    with pytest.raises(ValueError, match="has no column 'source'; its columns are body, kind"):
+        prepare("d", kind_column="source")
+    with pytest.raises(ValueError, match="--eval_file is for a dataset of your own"):
+        prepare_texts(tmp_path / "e", QuickstartArguments(eval_file="x.jsonl"))
 
 
 @pytest.mark.parametrize("num_runs", [3, 8])
