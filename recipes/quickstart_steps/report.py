@@ -101,8 +101,9 @@ def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
     seeds = f"{args.num_seeds} seed" + "s" * (args.num_seeds > 1)
     return (
         f"{args.model or 'SmolLM2-135M-Instruct'} on {corpus}, {landscape.num_chunks:,} chunks of {args.chunk_length} "
-        f"tokens once deduplicated.{dirt}{measured} Continual pre-training on {args.num_tokens:,} tokens each, {seeds}: "
-        "the subsets that the law chose, random ones of the same chunks, and random ones of the documents as they were."
+        f"tokens once deduplicated.{dirt}{measured} Continual pre-training on {args.num_tokens:,} tokens each, "
+        f"{seeds}: the subsets that the law chose, random ones of the same chunks, and random ones of the documents "
+        "as they were."
     )
 
 
