@@ -9,6 +9,7 @@ from pathlib import Path
 from hf_ppl_select.data.load import load_texts
 from hf_ppl_select.data.overlap import word_runs
 from hf_ppl_select.data.saving import write_atomically
+from quickstart_steps.done import Step
 from quickstart_steps.ontology_corpus import general_texts, write_corpus
 
 
@@ -43,11 +44,15 @@ class QuickstartArguments:
 
 def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
     """Write documents, held-out texts, general texts and questions once; the paths of those there are, by name."""
-    if not (folder / "documents.jsonl").exists():
+    options = (args.dataset_name, args.text_column, args.dirty, args.num_documents, args.seed)
+    read = () if args.dataset_name is None else (Path(args.dataset_name),)
+    step = Step(folder.parent, folder.name, tuple(map(str, options)), read)
+    if not step.is_done():
         if args.dataset_name is None:
             write_corpus(folder, num_definitions=args.num_documents, dirty=args.dirty, seed=args.seed)
         else:
             _split_documents(folder, args)
+        step.note_done()
     found = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
     return found if args.trusted is None else found | {"trusted": Path(args.trusted)}
 
