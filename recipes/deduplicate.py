@@ -121,7 +121,7 @@ def main(args):
     ends = np.searchsorted(kept, [*starts[1:], len(documents)])
     for index in output.missing:
         rows = range(ends[index - 1] if index else 0, ends[index])
-        output.write(index, found.dataset.select_columns(columns).select(rows))
+        output.write(index, found.dataset.select_columns(columns).select(rows or []))  # an empty range may be none
     output.publish()
     if args.write_dropped:  # now: a folder of nothing but dropped rows would load as if they were the data
         with written_aside(dropped_rows) as aside:

@@ -64,6 +64,11 @@ class RecipeTrainer(CpuSFTTrainer):
         self.total_loss = torch.tensor(math.nan if before is None else before, dtype=dtype, device=self.args.device)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any):
+        if self.state.global_step >= self.state.max_steps:  # resumed where it ended: transformers would go on a step
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any):
         loss = super().training_step(*args, **kwargs)
         self.total_loss += loss.detach()

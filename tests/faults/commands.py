@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_ppl_select import PerplexityLandscape, PerplexityScorer
 from tests.recipes.test_report import make_run
 
-# Of JSON files, the fields that tell of the clock, or of how often a run was started
-TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "seconds", "checksum",
-         "resumed_from", "law_point_seconds")  # fmt: skip
+# Of JSON files, fields that tell of the clock, or of how often a run was started; and hashes of such files
+TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_tokens_per_second",
+         "resumed_from", "checksum", "reference_revision")  # fmt: skip
 NEVER = ("*/training_args.bin", "*/checkpoint-*", "*.lock")  # a pickle with the clock in it; the way, not the end
 
 
@@ -128,7 +128,7 @@ def _probing(inputs):
     return {
         "dataset_name": inputs / "probed.parquet", "eval_file": inputs / "held_out.jsonl", "num_probes": 5,
         "model_name_or_path": inputs / "model", "num_tokens": 900, "max_length": 128, "budget": 900,
-        "per_device_train_batch_size": 4, "learning_rate": 1e-3, "bf16": False, "use_cpu": True,
+        "per_device_train_batch_size": 4, "learning_rate": 1e-3, "bf16": False, "use_cpu": True, "form": "data_only",
         "gradient_checkpointing": False, "disable_tqdm": True, "output_dir": "out",
     }  # fmt: skip
 
@@ -139,7 +139,6 @@ def _selecting(inputs):
 
 COMMANDS = {
     "score": Command("score", _scoring),
-    # The reference is trained anew after a kill; its own metrics.json says how long it took
     "score --trusted": Command(
         "score",
         lambda inputs: _scoring(inputs)
@@ -194,6 +193,6 @@ COMMANDS = {
             "num_documents": 110, "chunk_length": 32, "num_probes": 5, "probe_tokens": 700, "num_tokens": 900,
             "num_seeds": 1, "num_workers": 1, "learning_rate": 1e-3, "output_dir": "out",
         },
-        ignored=("out/costs.json",),
+        ignored=("out/costs.json", "out/steps/*"),  # which have hashes of those files
     ),
 }  # fmt: skip
