@@ -30,6 +30,7 @@ _ADVICE = {
     errno.EACCES: "it may not be written or read: name another place, or change its permissions",
     errno.EDQUOT: "the quota is used up: free some space, and run it again",
 }
+_FULL = ("No space left on device", "PytorchStreamWriter failed writing")
 USAGE = "%(prog)s [--config FILE] [--option value ...]"
 
 
@@ -114,7 +115,7 @@ def run(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         print(f"{name}: interrupted.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except (ValueError, KeyError, TypeError, OSError, ImportError, RuntimeError, *_errors_of_writers()) as error:
+    except Exception as error:  # tokenizers raise nothing more special for a full disk
         if (message := in_one_line(error)) is None:
             raise
         print(f"{name}: error: {hide_credentials(message)}", file=sys.stderr)
@@ -149,29 +150,31 @@ def _told_to_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _errors_of_writers() -> tuple[type[Exception], ...]:
-    if "safetensors" not in sys.modules:
-        return ()
-    from safetensors import SafetensorError
-
-    return (SafetensorError,)
-
-
 def in_one_line(error: Exception) -> str | None:
     """What an error comes to, if that is all one needs; None where it may take the traceback to understand it."""
-    said = str(error)
-    if "No space left on device" in said or "PytorchStreamWriter failed writing" in said:
-        where = f" for {error.filename}" if getattr(error, "filename", None) else ""
+    said, chain = str(error), list(_with_causes(error))
+    if any(text in str(one) for one in chain for text in _FULL):
+        names = [one.filename for one in chain if getattr(one, "filename", None)]
+        where = f" for {names[0]}" if names else ""
         return f"the disk is full{where}; free some space and run it again, it goes on from what is whole."
     if isinstance(error, OSError) and error.errno in _ADVICE:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}; {_ADVICE[error.errno]}."
+    if "Read-only file system (os error" in said:  # of safetensors and tokenizers
+        return f"{said}; {_ADVICE[errno.EROFS]}."
     if isinstance(error, UnicodeEncodeError):
         half = error.object[error.start]
         return f"a text holds half a character ({half!r}), which no file takes; write the text anew as UTF-8."
     ours = any(folder.name in OUR_FOLDERS for folder in list(_raised_in(error).parents)[:3])
-    if isinstance(error, OSError) or (ours and not isinstance(error, RuntimeError)):
+    if isinstance(error, OSError) or (ours and isinstance(error, (ValueError, KeyError, TypeError, ImportError))):
         return str(error.args[0]) if isinstance(error, KeyError) else said
     return None
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """It, what it was raised from, and what went wrong before: a writer that cannot close says little itself."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _raised_in(error: Exception) -> Path:

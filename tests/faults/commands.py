@@ -143,6 +143,7 @@ COMMANDS = {
         "score",
         lambda inputs: _scoring(inputs)
         | {"trusted": inputs / "trusted.jsonl", "eval_file": inputs / "held_out.jsonl"},
+        ignored=("out/reference/checkpoint.json",),  # hashes of those files
     ),
     "score_ngrams": Command(
         "score_ngrams",

@@ -59,14 +59,14 @@ def test_damaged_checkpoints_are_passed_over_and_the_end_is_the_same(config, tmp
 def test_every_file_of_a_checkpoint_is_looked_at(name, how, tmp_path):
     from types import SimpleNamespace
 
-    from training.checkpoints import checkpoint_to_resume, list_checkpoint
+    from training.checkpoints import checkpoint_to_resume, list_files
 
     for step in (2, 10):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         for file in FILES[:-1]:
             (folder / file).write_text('{"global_step": 2, "more": "0123456789"}')
-        list_checkpoint(folder, 12.5)
+        list_files(folder, 12.5)
     args = SimpleNamespace(resume_from_checkpoint="true", output_dir=str(tmp_path))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

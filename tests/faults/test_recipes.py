@@ -146,7 +146,7 @@ def random_kills(bench, number, seed=SEED):
         if rng.random() < 0.5:
             yield disturb, bench, name, action, rng.randint(1, len(places))
         else:
-            yield disturb, bench, name, action, None, rng.uniform(0.2, seconds)
+            yield disturb, bench, name, action, None, rng.uniform(0.1, 0.9 * seconds)
 
 
 @pytest.mark.long
