@@ -108,9 +108,6 @@ def main(args):
         for path in (report, dropped_rows, cut_passages):
             path.unlink(missing_ok=True)
 
-    for leftover in output.folder.glob(".*.partial"):  # of a write that was killed
-        leftover.unlink()
-
     # What to keep
     found = deduplicate_documents(documents, **finding)
     kept = np.flatnonzero(found.reasons < 0)

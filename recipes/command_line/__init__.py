@@ -30,7 +30,7 @@ _ADVICE = {
     errno.EACCES: "it may not be written or read: name another place, or change its permissions",
     errno.EDQUOT: "the quota is used up: free some space, and run it again",
 }
-_FULL = ("No space left on device", "PytorchStreamWriter failed writing")
+_FULL = ("No space left on device", "PytorchStreamWriter failed writing", "basic_ios::clear: iostream error")
 USAGE = "%(prog)s [--config FILE] [--option value ...]"
 
 

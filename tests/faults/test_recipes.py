@@ -113,9 +113,9 @@ def disturb(bench, name, action, at=None, seconds=None):
     return f"{name} | {getattr(action, 'name', action)} | {where} | {said}"
 
 
-def in_turn(trials):
+def in_turn(trials, at_once=AT_ONCE):
     """Run trials, some at a time; print what each came to, and raise the first that failed."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         futures = [pool.submit(*trial) for trial in trials]
     failed = 0
     for future in futures:
@@ -173,6 +173,7 @@ def twice_at_once(bench, name):
     both = [bench.start(name, place) for _ in range(2)]
     ends = [running.end() for running in both]
     said = ["done" if end.returncode == 0 else check_end_of_two(name, end) for end in ends]
+    print(name, said, flush=True)
     if not any(end.returncode for end in ends):
         bench.check_results(name, place)
     bench.check_again(name, place)
@@ -186,8 +187,9 @@ def check_end_of_two(name, end):
 
 @pytest.mark.long
 def test_two_copies_at_once(bench):
-    for name in [name for name in COMMANDS for _ in range(many(1))]:
-        print(twice_at_once(bench, name), flush=True)
+    for name in COMMANDS:
+        bench.undisturbed(name)
+    in_turn([(twice_at_once, bench, name) for name in COMMANDS for _ in range(many(1))], at_once=1)
 
 
 def damage(path, how, rng):
