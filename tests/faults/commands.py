@@ -160,6 +160,7 @@ COMMANDS = {
         },
     ),
     "fit_law": Command("fit_law", _probing),
+    "fit_law --num_workers 2": Command("fit_law", lambda inputs: _probing(inputs) | {"num_workers": 2}),
     "select_subset": Command("select_subset", lambda inputs: _selecting(inputs) | {"overwrite": True}),
     "select_subset --streaming": Command("select_subset", lambda inputs: _selecting(inputs) | {"streaming": True}),
     "cpt": Command(
