@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,9 @@ def begin(folder, log, cache, action, at):
         count += 1
         os.write(descriptor, f"{event.removeprefix('os.')} {os.path.relpath(path, here)}\n".encode())
         if at is not None and count >= at:
-            at = None if take(action, here) else at
-
-    import sys
+            at, once_more = None, count + 1  # first, since an exception may come of it
+            if not take(action, here):
+                at = once_more
 
     sys.addaudithook(hook)
 
@@ -116,11 +117,13 @@ def running_in(session):
     return found
 
 
-def mount(folder, size="64m", *more):
-    """An empty disk of its own size; whether this user may do that."""
+def mount(folder, size="64m"):
+    """An empty disk of its own size; PermissionError where this user may not do that."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *more]), "tmpfs", str(folder)]
-    return subprocess.run(command, capture_output=True).returncode == 0
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise PermissionError(f"this user may not mount: {done.stderr.strip()}")
 
 
 def remount(folder, options):
