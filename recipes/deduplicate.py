@@ -108,9 +108,6 @@ def main(args):
         for path in (report, dropped_rows, cut_passages):
             path.unlink(missing_ok=True)
 
-    for leftover in output.folder.glob(".*.partial"):  # of a write that was killed
-        leftover.unlink()
-
     # What to keep
     found = deduplicate_documents(documents, **finding)
     kept = np.flatnonzero(found.reasons < 0)
@@ -121,7 +118,7 @@ def main(args):
     ends = np.searchsorted(kept, [*starts[1:], len(documents)])
     for index in output.missing:
         rows = range(ends[index - 1] if index else 0, ends[index])
-        output.write(index, found.dataset.select_columns(columns).select(rows))
+        output.write(index, found.dataset.select_columns(columns).select(rows or []))  # an empty range may be none
     output.publish()
     if args.write_dropped:  # now: a folder of nothing but dropped rows would load as if they were the data
         with written_aside(dropped_rows) as aside:
@@ -164,5 +161,4 @@ if __name__ == "__main__":
     from command_line import answer_help, parse_options, run
 
     answer_help(DeduplicateArguments, __doc__)
-    (args,) = parse_options(make_parser())
-    run(lambda: main(args))
+    run(lambda: main(*parse_options(make_parser())))

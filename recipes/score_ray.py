@@ -122,5 +122,4 @@ if __name__ == "__main__":
     from command_line import answer_help, parse_options, run
 
     answer_help(RayScoreArguments, __doc__)
-    (args,) = parse_options(make_parser())
-    run(lambda: main(args))
+    run(lambda: main(*parse_options(make_parser())))

@@ -269,5 +269,4 @@ if __name__ == "__main__":
     from command_line import answer_help, parse_options, run
 
     answer_help(SelectArguments, __doc__)
-    options = parse_options(make_parser())
-    run(lambda: main(*options))
+    run(lambda: main(*parse_options(make_parser())))

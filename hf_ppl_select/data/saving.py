@@ -50,7 +50,9 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(aside)):
+            error.filename = os.fspath(path)  # what one knows it by; native writers name none
         aside.unlink(missing_ok=True)
         raise
 

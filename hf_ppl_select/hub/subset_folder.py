@@ -44,8 +44,9 @@ def check_layout(folder: Path, also: tuple[str, ...] = (".unfinished",)) -> list
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the subset.")
     present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    if os.path.ismount(folder):  # where a killed run's files lie inside, and the file system's own
-        present = [name for name in present if not name.endswith(".partial") and name != "lost+found"]
+    present = [name for name in present if not (name.startswith(".") and name.endswith(".partial"))]  # a killed run's
+    if os.path.ismount(folder):
+        present = [name for name in present if name != "lost+found"]  # the file system's own
     others = [name for name in present if name in OUR_FILES and not is_ours(folder / name)]
     if foreign := others + [name for name in present if name not in (*LAYOUT, *also)]:
         raise ValueError(f"{folder} holds {foreign[0]!r}, which is no part of a subset; name a new or empty folder.")

@@ -15,6 +15,7 @@ from pathlib import Path
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M"
 _ENDINGS = (".safetensors", ".bin", ".pt", ".json", ".jinja", ".model", ".spm", ".tiktoken", ".bpe", ".txt", ".py")
 _TEMPLATES = "additional_chat_templates"  # the folder that transformers reads further chat templates from
+_LISTS = ("checkpoint.json",)  # of the other files, written after them
 _SETTLED = 2.0  # seconds: a file that changed later may change once more within the same tick of its time stamp
 
 Stamp = tuple[str, int, int, int, int]  # name, size, mtime and ctime in ns, inode
@@ -71,7 +72,7 @@ def folder_stamps(folder: str | os.PathLike) -> tuple[Stamp, ...]:
         for entry in entries:
             if entry.name == _TEMPLATES and entry.is_dir():
                 stamps += [(f"{_TEMPLATES}/{name}", *rest) for name, *rest in folder_stamps(entry.path)]
-            elif os.path.splitext(entry.name)[1] in _ENDINGS and entry.is_file():
+            elif os.path.splitext(entry.name)[1] in _ENDINGS and entry.name not in _LISTS and entry.is_file():
                 info = entry.stat()
                 stamps.append((entry.name, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
     return tuple(sorted(stamps))

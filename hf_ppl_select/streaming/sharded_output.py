@@ -110,11 +110,24 @@ class ShardedOutput:
 
     @contextmanager
     def writing(self, index: int) -> Iterator[Path]:
-        """A path to write a shard to; once the block is through, it is noted and takes its place."""
-        path = self.paths[index]
-        with written_aside(path) as aside:
-            yield aside
-            _note(path).write_text(json.dumps(describe_shard(aside)), encoding="utf-8")
+        """A path to write a shard to; once the block is through, it is noted and takes its place.
+
+        Where another process with the same settings has written it meanwhile, or published all, its one stays.
+        """
+        path = self.folder / ".unfinished" / self._names[index]
+        half_written = [_note(path).name]
+        try:
+            with written_aside(path) as aside:
+                half_written.append(aside.name)
+                yield aside
+                _note(path).write_text(json.dumps(describe_shard(aside)), encoding="utf-8")
+        except OSError:
+            if not (path.exists() or self.published):
+                raise
+        if self.published:  # and took along what was half written here
+            for name in half_written:
+                (self.folder / "data" / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / ".unfinished", ignore_errors=True)
 
     def _wait(self, settings: Mapping[str, Any]) -> ShardedOutput:
         """Until the first process has started the folder with these settings."""
@@ -134,10 +147,13 @@ class ShardedOutput:
         return self.folder / ("data" if self.published else ".unfinished")
 
     @property
+    def _names(self) -> list[str]:
+        return [f"train-{index:05d}-of-{self.num_shards:05d}.parquet" for index in range(self.num_shards)]
+
+    @property
     def paths(self) -> list[Path]:
         """Where each shard is or will be; once published, those that have rows."""
-        names = (f"train-{index:05d}-of-{self.num_shards:05d}.parquet" for index in range(self.num_shards))
-        paths = [self._current / name for name in names]
+        paths = [self._current / name for name in self._names]
         return [path for path in paths if path.exists()] if self.published else paths
 
     @property
@@ -218,11 +234,8 @@ class ShardedOutput:
         empty = empty[: self.num_shards - 1]  # datasets 4.4 to 5.0 cannot load what has one before others
         listed = {path.name: shard for path, shard in found.items() if path not in empty}
         save_manifest(folder / "manifest.json", load_manifest(folder / "manifest.json")[0], listed)
-        for path in (
-            *folder.glob(".*.partial"),
-            *map(_note, self.paths),
-            *empty,
-        ):  # partial: of a write that was killed
+        left = folder.glob(".*.partial")  # of a write that was killed
+        for path in (*left, *map(_note, self.paths), *empty):
             path.unlink(missing_ok=True)
         folder.rename(self.folder / "data")
 

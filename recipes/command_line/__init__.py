@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
+import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -25,6 +30,7 @@ _ADVICE = {
     errno.EACCES: "it may not be written or read: name another place, or change its permissions",
     errno.EDQUOT: "the quota is used up: free some space, and run it again",
 }
+_FULL = ("No space left on device", "PytorchStreamWriter failed writing", "basic_ios::clear: iostream error")
 USAGE = "%(prog)s [--config FILE] [--option value ...]"
 
 
@@ -96,45 +102,88 @@ def run(main: Callable[[], Any]) -> None:
     """Call `main`. Of errors that our own code raises, and of files that are not there, the message is all one needs.
 
     Other errors keep their traceback, since it may take one to understand them. Credentials are hidden in either.
+    Ctrl-C and SIGTERM end it in one line, too, with the exit codes of shells; what was half written is removed.
     """
     sys.excepthook = show_error
     name = Path(sys.argv[0]).name
     try:
-        main()
+        with _told_to_end():
+            main()
+    except Terminated:
+        print(f"{name}: terminated.", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         print(f"{name}: interrupted.", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, KeyError, TypeError, OSError, ImportError, RuntimeError, *_errors_of_writers()) as error:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:  # tokenizers raise nothing more special for a full disk
         if (message := in_one_line(error)) is None:
             raise
         print(f"{name}: error: {hide_credentials(message)}", file=sys.stderr)
         sys.exit(2)
 
 
-def _errors_of_writers() -> tuple[type[Exception], ...]:
-    if "safetensors" not in sys.modules:
-        return ()
-    from safetensors import SafetensorError
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: whoever waits for the end of this process would kill it next."""
 
-    return (SafetensorError,)
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """SIGTERM as an exception, so that what is half written is removed. One of several processes dies at once, as it
+    does without us: it may wait for the others in a call that no exception ends.
+    """
+    alone = "RANK" not in os.environ and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    own = os.getpid()
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+        if os.getpid() == own:
+            raise Terminated
+        os.kill(os.getpid(), number)  # of a fork, like the loader of batches
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def in_one_line(error: Exception) -> str | None:
     """What an error comes to, if that is all one needs; None where it may take the traceback to understand it."""
-    said = str(error)
-    if "No space left on device" in said or "PytorchStreamWriter failed writing" in said:
-        where = f" for {error.filename}" if getattr(error, "filename", None) else ""
+    said, chain = str(error), list(_with_causes(error))
+    if any(text in str(one) for one in chain for text in _FULL):
+        names = [one.filename for one in chain if getattr(one, "filename", None)]
+        where = f" for {names[0]}" if names else ""
         return f"the disk is full{where}; free some space and run it again, it goes on from what is whole."
     if isinstance(error, OSError) and error.errno in _ADVICE:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}; {_ADVICE[error.errno]}."
+    if "Read-only file system (os error" in said:  # of safetensors and tokenizers
+        return f"{said}; {_ADVICE[errno.EROFS]}."
     if isinstance(error, UnicodeEncodeError):
         half = error.object[error.start]
         return f"a text holds half a character ({half!r}), which no file takes; write the text anew as UTF-8."
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    ours = any(folder.name in OUR_FOLDERS for folder in list(raised_in.parents)[:3])
-    if isinstance(error, OSError) or (ours and not isinstance(error, RuntimeError)):
+    ours = any(folder.name in OUR_FOLDERS for folder in list(_raised_in(error).parents)[:3])
+    if isinstance(error, OSError) or (ours and isinstance(error, (ValueError, KeyError, TypeError, ImportError))):
         return str(error.args[0]) if isinstance(error, KeyError) else said
     return None
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """It, what it was raised from, and what went wrong before: a writer that cannot close says little itself."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _raised_in(error: Exception) -> Path:
+    """The file; of an error in a worker of a pool, that of the worker, whose traceback comes as text."""
+    if type(error.__cause__).__name__ == "_RemoteTraceback" and (
+        files := re.findall(r'^ +File "(.+)", line \d+', str(error.__cause__), re.MULTILINE)
+    ):
+        return Path(files[-1])
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename)
 
 
 def show_error(kind: type[BaseException], error: BaseException, where: Any) -> None:

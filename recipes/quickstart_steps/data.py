@@ -11,6 +11,7 @@ from pathlib import Path
 from hf_ppl_select.data.load import load_rows, load_texts
 from hf_ppl_select.data.overlap import split_apart, word_runs
 from hf_ppl_select.data.saving import write_atomically
+from quickstart_steps.done import Step
 from quickstart_steps.ontology_corpus import NUM_GENERAL, general_texts, write_corpus
 
 _HELD_OUT_EACH, _HELD_OUT_IN_ALL = 1000, 40_000  # characters: measuring them takes as long as training on 4,000 tokens
@@ -62,13 +63,20 @@ def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
     """Write documents, held-out texts, general texts and questions once; the paths of those there are, by name."""
     if args.oracle and args.dataset_name is not None:
         raise ValueError("--oracle needs labels of what is clean, which only the quickstart's own corpus has.")
-    if args.dataset_name is None and (own := [n for n in ("trusted", "eval_file", "kind_column") if getattr(args, n)]):
-        raise ValueError(f"--{own[0]} is for a dataset of your own: name it with --dataset_name.")
-    if not (folder / "documents.jsonl").exists():
+    own = (args.dataset_name, args.trusted, args.eval_file)
+    if args.dataset_name is None and (
+        of_own := [n for n in ("trusted", "eval_file", "kind_column") if getattr(args, n)]
+    ):
+        raise ValueError(f"--{of_own[0]} is for a dataset of your own: name it with --dataset_name.")
+    options = (*own, args.text_column, args.kind_column, args.dirty, args.num_documents, args.seed)
+    read = tuple(Path(name) for name in own if name is not None)
+    step = Step(folder.parent, folder.name, tuple(map(str, options)), read)
+    if not step.is_done():
         if args.dataset_name is None:
             write_corpus(folder, num_definitions=args.num_documents, dirty=args.dirty, seed=args.seed)
         else:
             _split_documents(folder, args)
+        step.note_done()
     return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
 
 

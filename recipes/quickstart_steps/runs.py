@@ -16,7 +16,7 @@ from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
 from hf_ppl_select.likelihood.models import load_tokenizer
 from hf_ppl_select.scoring.perplexity import evaluate_perplexity
-from training.checkpoints import is_finished_run
+from quickstart_steps.done import Step
 from training.precision import fast_bfloat16
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ def draw_from_documents(
     documents: Path, folder: Path, model: str, *, num_tokens: int, chunk_length: int, seed: int
 ) -> None:
     """Chunks of documents as they are, drawn at random until `num_tokens` are full: chunks.jsonl in `folder`."""
-    if (folder / "chunks.jsonl").exists():
-        return
     tokenizer = load_tokenizer(model)
     rows = load_rows(str(documents))
     options = {"tokenizer": tokenizer, "max_length": chunk_length, "keep_columns": ["kind"]}
@@ -52,8 +50,6 @@ def draw_from_documents(
 
 def draw_from_clean(scored: Path, folder: Path, *, num_tokens: int, seed: int) -> None:
     """Chunks that are known to be clean, of the deduplicated ones, drawn in the same way."""
-    if (folder / "chunks.jsonl").exists():
-        return
     chunks = load_rows(str(scored)).select_columns(["text", "kind", "num_tokens"])
     _draw(chunks.filter(lambda row: row["kind"] == CLEAN), folder, num_tokens, seed)
 
@@ -65,10 +61,6 @@ def _draw(chunks: Dataset, folder: Path, num_tokens: int, seed: int) -> None:
     write_atomically(
         folder / "chunks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn.to_list())
     )
-
-
-def is_evaluated(folder: Path) -> bool:
-    return (folder / "held_out.json").exists()  # written last
 
 
 def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path) -> None:
@@ -95,13 +87,28 @@ def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path)
 
 
 def train_and_evaluate(
-    train: Callable[..., Any] | None, options: tuple, model: str | Path, texts: Mapping[str, Path], folder: Path
+    train: Callable[..., Any],
+    parsed: tuple,
+    training: Step | None,
+    evaluation: Step,
+    model: str,
+    texts: dict[str, Path],
 ) -> None:
-    """One task of [`run_side_by_side`]: a recipe's `main`, unless the model is there, and its measures in `folder`."""
-    if train is not None and not is_finished_run(model):
-        train(*options)
-    if not is_evaluated(folder):
-        evaluate_model(model, texts, folder)
+    """One task of [`run_side_by_side`]: what of the two steps is not done, a recipe's `main` and its measures.
+
+    Args:
+        train, parsed: the recipe's `main`, and its options.
+        training: the step that it is; None where nothing is trained.
+        evaluation: the step of measuring it.
+        model: what to measure.
+        texts: paths of the texts and questions by name.
+    """
+    if training is not None and not training.is_done():
+        train(*parsed)
+        training.note_done()
+    if not evaluation.is_done():
+        evaluate_model(model, texts, evaluation.output)
+        evaluation.note_done()
 
 
 class Costs:

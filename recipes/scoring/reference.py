@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hf_ppl_select import chunk_documents
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
 from hf_ppl_select.likelihood.model_identity import own_revision, resolve_revision
-from training.checkpoints import is_finished_run
+from training.checkpoints import LIST, is_finished_run, problem_of
 from training.precision import training_precision
 
 if TYPE_CHECKING:
@@ -76,14 +76,17 @@ def start_reference(
     if is_finished(folder, settings):
         print(f"{folder} is trained already.", flush=True)
         return False
-    if is_finished_run(folder) and not overwrite:
+    if damage := _damage(folder):
+        print(f"{folder} is not as it was trained: {damage}.", flush=True)
+    elif is_finished_run(folder) and not overwrite:
         earlier = _settings_of(folder)
         names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))
         changed = "; ".join(f"{name} was {earlier.get(name)!r}, is {settings.get(name)!r}" for name in names)
         raise ValueError(f"{folder} was trained otherwise: {changed}. Use another output_dir, or overwrite it.")
     output = folder.parent
     if not overwrite and ((output / "data").exists() or any(output.glob(".unfinished/*.parquet"))):
-        raise ValueError(f"{output} has data without this reference. Use another output_dir, or overwrite it.")
+        why = f"whose reference is damaged ({damage})" if damage else "without this reference"
+        raise ValueError(f"{output} has data {why}. Use another output_dir, or overwrite it.")
     shutil.rmtree(folder, ignore_errors=True)
     save_json(folder / "trained_on.json", {"settings": settings, "source": source}, kind="reference", version=1)
     rows = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
@@ -93,8 +96,13 @@ def start_reference(
 
 
 def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether it is there, trained with these settings."""
-    return is_finished_run(folder) and _settings_of(folder) == settings
+    """Whether it is there, whole, trained with these settings."""
+    return _damage(folder) is None and is_finished_run(folder) and _settings_of(folder) == settings
+
+
+def _damage(folder: Path) -> str | None:
+    """Which file of a reference is not as it was written, if there is a list of them."""
+    return problem_of(folder) if (folder / LIST).is_file() else None
 
 
 def wait_for_reference(folder: Path, settings: dict[str, Any]) -> None:

@@ -18,8 +18,13 @@ LIST = "checkpoint.json"
 _SCHEMA = {"files": Names(Text(longest=64)), "total_loss": maybe(Number())}
 
 
-def list_checkpoint(folder: Path, total_loss: float | None) -> None:
-    """Write what a checkpoint holds: the SHA-256 of its files, and the sum of the losses of all steps, if known."""
+def begin_checkpoint(folder: Path) -> None:
+    """Before its first file: until all are listed, it is not whole."""
+    save_json(folder / LIST, {"files": {}, "total_loss": None}, kind="checkpoint", version=1)
+
+
+def list_files(folder: Path, total_loss: float | None = None) -> None:
+    """Write what a checkpoint, or a model, holds: the SHA-256 of its files, and the sum of the losses of all steps."""
     files = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != LIST}
     save_json(folder / LIST, {"files": files, "total_loss": total_loss}, kind="checkpoint", version=1)
 
@@ -52,14 +57,14 @@ def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
     if wanted in (None, False, "false", "False"):
         return None
     if wanted not in (True, "true", "True"):
-        if problem := _problem(Path(wanted)):
+        if problem := problem_of(Path(wanted)):
             raise ValueError(
                 f"{wanted} is no complete checkpoint; --resume_from_checkpoint true finds the latest one ({problem})."
             )
         return str(wanted)
     folders = [path for path in Path(training_args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
     for folder in sorted(folders, key=lambda folder: -int(folder.name[11:])):
-        if problem := _problem(folder):
+        if problem := problem_of(folder):
             warnings.warn(f"{folder} is passed over: {problem}.", stacklevel=2)
         else:
             return str(folder)
@@ -68,7 +73,7 @@ def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
     )
 
 
-def _problem(folder: Path) -> str | None:
+def problem_of(folder: Path) -> str | None:
     """Why a run cannot go on from a checkpoint, or None."""
     path = folder / LIST
     if path.is_file():
@@ -76,6 +81,8 @@ def _problem(folder: Path) -> str | None:
             files = load_json(path, kind="checkpoint", version=1, read=checked(_SCHEMA))["files"]
         except ValueError as error:
             return str(error).rstrip(".")
+        if not files:
+            return "it was not finished"
         for name, digest in files.items():
             if not (folder / name).is_file():
                 return f"it lacks {name}"

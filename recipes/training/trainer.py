@@ -18,7 +18,7 @@ from transformers import set_seed
 from hf_ppl_select.data.saving import write_atomically
 from hf_ppl_select.hub.existing import existing_readme, join_cards
 from training.card import CardFacts, TrainingRows, training_card
-from training.checkpoints import LIST, list_checkpoint, total_loss_of
+from training.checkpoints import begin_checkpoint, list_files, total_loss_of
 from training.cpu_trainer import CpuSFTTrainer
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ class RecipeTrainer(CpuSFTTrainer):
         self.total_loss = torch.tensor(math.nan if before is None else before, dtype=dtype, device=self.args.device)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any):
+        if self.state.global_step >= self.state.max_steps:  # resumed where it ended: transformers would go on a step
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any):
         loss = super().training_step(*args, **kwargs)
         self.total_loss += loss.detach()
@@ -79,11 +84,12 @@ class RecipeTrainer(CpuSFTTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self._get_output_dir(trial=None), f"checkpoint-{self.state.global_step}")
-        (folder / LIST).unlink(missing_ok=True)
+        if self.is_world_process_zero():
+            begin_checkpoint(folder)
         super()._save_checkpoint(*args, **kwargs)
         total = self._total_over_processes()  # and all have written their part
         if self.is_world_process_zero() and folder.is_dir():
-            list_checkpoint(folder, None if math.isnan(total) else total)
+            list_files(folder, None if math.isnan(total) else total)
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if dataset_name == "train":

@@ -54,19 +54,32 @@ def test_damaged_checkpoints_are_passed_over_and_the_end_is_the_same(config, tmp
         assert resumed["log_history"][-1]["train_loss"] == resumed["train"]["train_loss"]
 
 
+def test_a_run_that_was_killed_after_its_last_step_trains_no_other(config, tmp_path):
+    config |= {"max_steps": 3, "save_steps": 3}  # in the middle of an epoch
+    undisturbed = train_here("cpt", config)
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    resumed = train_here("cpt", config | {"resume_from_checkpoint": "true"})
+    assert resumed["resumed_from"].endswith("checkpoint-3") and resumed["num_tokens"] == undisturbed["num_tokens"]
+    assert max(row["step"] for row in resumed["log_history"]) == 3
+    assert resumed["train"]["train_loss"] == pytest.approx(undisturbed["train"]["train_loss"], rel=1e-6)
+    for key, value in load_file(tmp_path / "run" / "model.safetensors").items():
+        assert torch.equal(value, weights[key])
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("how", ["cut", "emptied", "flipped", "lost"])
 def test_every_file_of_a_checkpoint_is_looked_at(name, how, tmp_path):
     from types import SimpleNamespace
 
-    from training.checkpoints import checkpoint_to_resume, list_checkpoint
+    from training.checkpoints import begin_checkpoint, checkpoint_to_resume, list_files
 
     for step in (2, 10):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         for file in FILES[:-1]:
             (folder / file).write_text('{"global_step": 2, "more": "0123456789"}')
-        list_checkpoint(folder, 12.5)
+        list_files(folder, 12.5)
     args = SimpleNamespace(resume_from_checkpoint="true", output_dir=str(tmp_path))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -81,3 +94,8 @@ def test_every_file_of_a_checkpoint_is_looked_at(name, how, tmp_path):
     args.resume_from_checkpoint = str(tmp_path / "checkpoint-10")
     with pytest.raises(ValueError, match=f"no complete checkpoint; .*{name}"):
         checkpoint_to_resume(args)
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "checkpoint-20")
+    begin_checkpoint(tmp_path / "checkpoint-20")  # and killed before its files were listed
+    args.resume_from_checkpoint = "true"
+    with pytest.warns(UserWarning, match="checkpoint-20 is passed over: it was not finished"):
+        assert checkpoint_to_resume(args).endswith("checkpoint-2")

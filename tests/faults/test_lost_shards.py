@@ -1,6 +1,7 @@
 """A published corpus that lacks a shard, or holds another than was written, is never taken for the whole."""
 
 import json
+import os
 import random
 import shutil
 
@@ -169,6 +170,23 @@ def test_a_kill_at_any_moment_of_publishing_is_made_up_for(tmp_path, monkeypatch
                 assert not (folder / "data").exists()
         write(folder)
         assert {path.name: path.read_bytes() for path in (folder / "data").iterdir()} == expected
+
+
+def test_the_slower_of_two_runs_at_once_ends_well_and_changes_nothing(tmp_path):
+    write(tmp_path / "undisturbed")
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "undisturbed" / "data").iterdir()}
+    for index in range(NUM_SHARDS):
+        folder = tmp_path / f"both-{index}"
+        slower = write(folder, publish=False, only=range(index))
+        with slower.writing(index) as aside:
+            aside.write_bytes(b"half")
+            write(folder)  # the quicker one, meanwhile
+            if index % 2:  # which may rename the folder with what is half written in it
+                (folder / "data" / aside.name).write_bytes(b"half")
+        slower.write(5, ROWS.select([1]))  # had not begun; of the names, that of the fifth, empty one is gone
+        slower.publish()
+        assert {path.name: path.read_bytes() for path in (folder / "data").iterdir()} == expected
+        assert os.listdir(folder) == ["data"] and len(slower.read(["text"])) == NUM_ROWS - 110
 
 
 def test_a_flipped_manifest_is_refused(corpus):

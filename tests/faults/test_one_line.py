@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -50,6 +51,16 @@ def said(capsys, error):
 def test_errors_of_the_machine(error, message, capsys):
     code, stderr = said(capsys, error)
     assert code == 2 and message in stderr
+
+
+def test_what_a_native_writer_says_of_a_full_disk_lies_behind_its_last_word(capsys):
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 598")
+    error.__context__ = RuntimeError("basic_ios::clear: iostream error")
+    assert "the disk is full" in said(capsys, error)[1]
+    assert "the disk is full" in said(capsys, Exception("No space left on device (os error 28)"))[1]  # tokenizers
+    assert "read-only: name another place" in said(capsys, Exception("Read-only file system (os error 30)"))[1]
+    with pytest.raises(RuntimeError, match="unexpected pos"):  # which may be anything
+        said(capsys, RuntimeError("unexpected pos 640 vs 598"))
 
 
 def test_control_c(capsys):
@@ -137,10 +148,22 @@ def test_an_output_folder_that_is_called_a_mount_point(tmp_path, monkeypatch):
     assert sorted(os.listdir(folder)) == ["README.md", "data"] and os.listdir(tmp_path) == ["mounted"]
 
 
-def test_control_c_in_a_process_of_its_own():
-    code = (
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [(signal.SIGINT, 130, "x.py: interrupted.\n"), (signal.SIGTERM, 143, "x.py: terminated.\n")],
+)
+def test_told_to_end_in_a_process_of_its_own(number, code, says, tmp_path):
+    script = (
         "import os, signal, sys; sys.path.insert(0, 'recipes'); sys.argv[0] = 'x.py'; from command_line import run\n"
+        "from hf_ppl_select.data.saving import written_aside\n"
+        "def main():\n"
+        f"    with written_aside({str(tmp_path / 'out.txt')!r}) as aside:\n"
+        "        aside.write_text('half')\n"
+        f"        os.kill(os.getpid(), {number:d}); signal.pause()\n"
+        "run(main)"
     )
-    code += "run(lambda: os.kill(os.getpid(), signal.SIGINT) or signal.pause())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 130 and done.stderr == "x.py: interrupted.\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, says) and not list(tmp_path.iterdir())
+    # One of several processes, which may wait for the others where no exception ends it, dies at once
+    launched = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ | {"RANK": "0"}, timeout=60)
+    assert launched.returncode == (code if number == signal.SIGINT else -number)

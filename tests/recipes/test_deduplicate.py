@@ -102,6 +102,13 @@ def test_columns_and_what_is_not_asked_for(options, tmp_path):
     assert len(load_rows(str(tmp_path / "lines"))) == 61 - 1  # but for the footer alone
 
 
+def test_a_last_shard_of_which_nothing_is_kept(tmp_path):
+    rows = [{"text": SENTENCE.format(i % 15)} for i in range(30)]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(tmp_path / "kept", dataset_name=tmp_path / "documents.jsonl", deduplicate="exact", shard_size=10)
+    assert load_rows(str(tmp_path / "kept"))["text"][:] == [row["text"] for row in rows[:15]]
+
+
 def test_killed_and_started_again_it_ends_with_the_same_bytes(options, tmp_path):
     options["write_dropped"] = True
     run(tmp_path / "undisturbed", **options)

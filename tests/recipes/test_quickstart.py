@@ -88,8 +88,15 @@ def test_killed_and_run_again_it_ends_with_a_report(tiny_model_dir, tmp_path):
     assert all((folder / path).stat().st_size > 10_000 for path in re.findall(r"\]\(([^)]+\.png)\)", report))
     assert re.search(r"landscape_perplexity(_ratio)?\.png", report)
 
+    # Files that are damaged since are made again, and what was made from them is as it was
+    documents, metrics = folder / "texts" / "documents.jsonl", folder / "cpt-selected-0" / "metrics.json"
+    documents.write_bytes(documents.read_bytes()[:5000])
+    metrics.write_bytes(b"")
     again = run(tiny_model_dir, folder, oracle=True)
-    assert again.returncode == 0 and again.stdout.count("nothing to do") == 5
+    assert again.returncode == 0 and again.stdout.count("nothing to do") == 5, again.stderr[-3000:]
+    assert again.stdout.count("made again: its documents.jsonl is not what was written") == 1
+    assert again.stdout.count("made again: its metrics.json is not what was written") == 1
+    assert again.stdout.count("train_runtime") == 1 and metrics.stat().st_size and documents.stat().st_size > 5000
     measured = [
         text.rpartition("## What it cost")[0] for text in (report, (folder / "report.md").read_text(encoding="utf-8"))
     ]

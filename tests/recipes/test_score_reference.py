@@ -213,6 +213,23 @@ def test_killed_it_trains_a_half_trained_reference_anew_and_a_finished_one_never
     assert len(load_rows(str(folder))) == 40
 
 
+def test_a_reference_that_was_damaged_scores_nothing(options, trusted, tmp_path, trainings, monkeypatch):
+    run(tmp_path / "alone", **options, trusted=trusted)
+    expected, folder = load_rows(str(tmp_path / "alone"))[:], tmp_path / "scored"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PerplexityScorer, "score", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt()))
+        run(folder, **options, trusted=trusted)
+    weights = folder / "reference" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-4] + bytes([content[-4] ^ 64]) + content[-3:])
+    run(folder, **options, trusted=trusted)  # trains it anew
+    assert len(trainings) == 3 and load_rows(str(folder))[:] == expected
+    weights.write_bytes(content[:-400])
+    with pytest.raises(ValueError, match="has data whose reference is damaged .its model.safetensors is not what was"):
+        run(folder, **options, trusted=trusted)
+    assert len(trainings) == 3 and load_rows(str(folder))[:] == expected
+
+
 def test_of_two_processes_one_trains_and_both_score(options, trusted, tmp_path):
     run(tmp_path / "alone", **options, trusted=trusted)
     second = launched(tmp_path / "shared", 1, 2, **options, trusted=trusted)

@@ -5,47 +5,80 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 from recipe_runs import write_or_fail
 from warm_processes import ROOT
 
+from command_line import in_one_line
+from hf_ppl_select.data.strict import parse_json
 from training.side_by_side import run_side_by_side
 
 
 def test_a_failure_loses_no_other_run(tmp_path):
     paths = [tmp_path / str(k) for k in range(5)]
     tasks = [(path, k == 1) for k, path in enumerate(paths)]
-    with pytest.raises(ValueError, match="this one fails"):
+    with pytest.raises(ValueError, match="this one fails") as raised:
         run_side_by_side(write_or_fail, tasks, 2, sizes=[1] * 5, description="Runs")
     processes = {path.read_text() for k, path in enumerate(paths) if k != 1}
     assert len(processes) <= 2 and str(os.getpid()) not in processes and not paths[1].exists()
+    # Not raised by our code, so its traceback is shown: that of the process where it was raised
+    assert in_one_line(raised.value) is None
+    assert "in write_or_fail" in "".join(traceback.format_exception(raised.value))
 
 
-def test_killed_it_leaves_no_process_behind(tmp_path):
+def test_an_error_of_ours_in_another_process_is_one_line():
+    with pytest.raises(ValueError) as raised:
+        run_side_by_side(parse_json, [("{", "x.json")], 2, sizes=[1], description="Runs")
+    assert in_one_line(raised.value) == str(raised.value) and "x.json is not valid JSON" in str(raised.value)
+
+
+ENDS = {  # how it is ended: the exit code, and what it says
+    "kill": (-signal.SIGKILL, ""),
+    "terminate": (128 + signal.SIGTERM, "script.py: terminated.\n"),
+    "interrupt": (128 + signal.SIGINT, "script.py: interrupted.\n"),
+    "kill a child": (2, "script.py: error: Runs: a process of the 2 side by side was killed, maybe for its memory. "),
+}
+
+
+def test_however_it_ends_it_leaves_no_process_behind(tmp_path):
     code = (
-        "import sys; from recipe_runs import write_and_sleep; from training.side_by_side import run_side_by_side\n"
-        "if __name__ == '__main__':\n"
+        "import sys; from recipe_runs import write_and_sleep; from command_line import run\n"
+        "from training.side_by_side import run_side_by_side\n"
+        "def main():\n"
         "    run_side_by_side(write_and_sleep, [(p,) for p in sys.argv[1:]], 2, sizes=[1, 1], description='Runs')\n"
+        "if __name__ == '__main__':\n"
+        "    run(main)\n"
     )
     (tmp_path / "script.py").write_text(code)
-    paths = [tmp_path / "a", tmp_path / "b"]
     search = os.pathsep.join(str(ROOT / place) for place in ("", "recipes", "tests"))
-    running = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), *map(str, paths)], env=os.environ | {"PYTHONPATH": search}
-    )
-    while not all(path.exists() and path.read_text() for path in paths):
-        assert running.poll() is None
-        time.sleep(0.05)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    children = {int(path.read_text()) for path in paths}
-    assert len(children) == 2
-    deadline = time.monotonic() + 120
-    while left := [child for child in children if is_running(child)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    running, paths = {}, {how: [tmp_path / f"{how}-a", tmp_path / f"{how}-b"] for how in ENDS}
+    for how in ENDS:
+        command = [sys.executable, str(tmp_path / "script.py"), *map(str, paths[how])]
+        options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        running[how] = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": search}, **options)
+    for how, (code, says) in ENDS.items():
+        process = running[how]
+        while not all(path.exists() and path.read_text() for path in paths[how]):
+            assert process.poll() is None
+            time.sleep(0.05)
+        children = {int(path.read_text()) for path in paths[how]}
+        assert len(children) == 2
+        if how == "interrupt":
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all of them
+        elif how == "kill a child":
+            os.kill(min(children), signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == code and "Traceback" not in stderr, stderr
+        assert not says or says in stderr
+        deadline = time.monotonic() + 120
+        while left := [child for child in children if is_running(child)]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
 
 
 def is_running(process):
