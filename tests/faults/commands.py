@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_ppl_select import PerplexityLandscape, PerplexityScorer
 from tests.recipes.test_report import make_run
+from training.checkpoints import problem_of
 
 # Of JSON files, fields that tell of the clock, or of how often a run was started; and hashes of such files
 TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_tokens_per_second",
@@ -28,7 +29,7 @@ class Command:
 
     Attributes:
         ignored: patterns of files that say how long a step took.
-        resumes: with `--resume_from_checkpoint true`, where a checkpoint is there.
+        resumes: with `--resume_from_checkpoint true`, where a whole checkpoint is there.
     """
 
     script: str
@@ -38,7 +39,7 @@ class Command:
 
     def words(self, inputs, place):
         options = self.options(inputs)
-        if self.resumes and any((place / "here" / "out").glob("checkpoint-*")):
+        if self.resumes and any(not problem_of(path) for path in (place / "here" / "out").glob("checkpoint-*")):
             options |= {"resume_from_checkpoint": "true"}
         words = []
         for name, value in options.items():

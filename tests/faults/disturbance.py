@@ -24,6 +24,7 @@ def begin(folder, log, cache, action, at):
     """Run in the recipe's process, before it: note each place in `log`, and at place number `at` take an action."""
     import datasets.config
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background ignore
     os.setsid()  # what it starts is found by its session, and a Ctrl-C reaches all of it
     datasets.config.HF_DATASETS_CACHE = Path(cache)
     here, count, descriptor = os.path.realpath(folder), 0, os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

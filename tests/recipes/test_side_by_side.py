@@ -45,11 +45,12 @@ ENDS = {  # how it is ended: the exit code, and what it says
 
 def test_however_it_ends_it_leaves_no_process_behind(tmp_path):
     code = (
-        "import sys; from recipe_runs import write_and_sleep; from command_line import run\n"
+        "import signal, sys; from recipe_runs import write_and_sleep; from command_line import run\n"
         "from training.side_by_side import run_side_by_side\n"
         "def main():\n"
         "    run_side_by_side(write_and_sleep, [(p,) for p in sys.argv[1:]], 2, sizes=[1, 1], description='Runs')\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which tests in the background ignore
         "    run(main)\n"
     )
     (tmp_path / "script.py").write_text(code)
