@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, RepoCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import RepoCard, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..data.credentials import hide_credentials
 from ..data.strict import check_yaml, parse_json
+from .retries import patiently
 
 OUR_FILES = {  # what they say they are
     "law.json": ("scaling_law",),
@@ -73,49 +79,79 @@ def join_cards(existing: str | None, ours: str) -> str:
     return _with_metadata(merged, f"{before.lstrip()}{section}{after}")
 
 
-def existing_readme(repo_id: str, repo_type: str, token: str | None) -> str | None:
-    """The README of a repository, or None where there is no repository or no README.
+def our_part(readme: str, title: str) -> str:
+    """The metadata and our section of a card that [`join_cards`] made, under another title."""
+    card = _card(readme)
+    text = card.text.partition(_BEGIN)[2].partition(_END)[0] if has_our_section(readme) else card.text
+    metadata = card.data.to_dict()
+    if old := metadata.get("pretty_name"):
+        text = text.replace(f"# {old}\n", f"# {title}\n", 1)
+        metadata["pretty_name"] = title
+    return _with_metadata(metadata, text.strip() + "\n")
+
+
+def metadata_of(readme: str) -> dict[str, Any]:
+    """The YAML block of a card."""
+    return _card(readme).data.to_dict()
+
+
+def with_metadata(readme: str, metadata: dict[str, Any]) -> str:
+    """A card with another YAML block."""
+    return _with_metadata(metadata, _card(readme).text)
+
+
+def existing_readme(repo_id: str, repo_type: str, token: str | None, revision: str | None = None) -> str | None:
+    """The README of a repository, or None where there is no repository, no such revision, or no README.
 
     Raises:
         ConnectionError: the Hub cannot be asked; what its cache holds may be old.
     """
     try:
-        with _downloaded(repo_id, "README.md", repo_type, token) as path:
+        with _downloaded(repo_id, "README.md", repo_type, token, revision) as path:
             return path.read_text(encoding="utf-8")
     except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError
         raise ConnectionError(f"cannot read the README.md that {repo_id} may have: {error}") from error
-    except (EntryNotFoundError, RepositoryNotFoundError):
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
         return None
 
 
 def their_files(
-    api: HfApi, repo_id: str, repo_type: str, writes: Iterable[str], readme: str | None
+    repo_id: str,
+    repo_type: str,
+    token: str | None,
+    revision: str,
+    present: Collection[str],
+    writes: Iterable[str],
+    readme: str | None,
 ) -> tuple[list[str], list[str]]:
     """What a push would overwrite though others wrote it, and which files of earlier pushes it leaves behind.
 
     Args:
-        api: with a token.
-        repo_id, repo_type: a repository that exists.
-        writes: names among [`OUR_FILES`] that the push writes.
-        readme: of the repository.
+        repo_id, repo_type, revision: a commit of a repository.
+        token: of the Hub.
+        present: the files of that commit.
+        writes: the files that the push writes.
+        readme: of that commit.
     """
-    present = set(api.list_repo_files(repo_id, repo_type=repo_type))
-    named = {}
-    for name in filter(present.__contains__, OUR_FILES):
-        with _downloaded(repo_id, name, repo_type, api.token) as path:
+    named, writes = {}, set(writes)
+    for name in filter(set(present).__contains__, OUR_FILES):
+        with _downloaded(repo_id, name, repo_type, token, revision) as path:
             named[name] = is_ours(path)
-    clashes = [name for name, ours in named.items() if name in set(writes) and not ours]
-    stale = [name for name, ours in named.items() if name not in set(writes) and ours]
+    clashes = [name for name, ours in named.items() if name in writes and not ours]
+    stale = [name for name, ours in named.items() if name not in writes and ours]
     if repo_type == "dataset" and not has_our_section(readme) and not named.get("selection.json"):
-        clashes += _default_split(present, _card(readme or "").data.to_dict())
+        clashes += _default_split(set(present), _card(readme or "").data.to_dict())
     return clashes, stale
 
 
 @contextmanager
-def _downloaded(repo_id: str, name: str, repo_type: str, token: str | None) -> Iterator[Path]:
+def _downloaded(
+    repo_id: str, name: str, repo_type: str, token: str | None, revision: str | None = None
+) -> Iterator[Path]:
     """A file as it is on the Hub now: the cache, which may hold an old one, does not stand in where the Hub fails."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(hf_hub_download(repo_id, name, repo_type=repo_type, token=token, local_dir=folder))
+        options = {"repo_type": repo_type, "token": token, "revision": revision, "local_dir": folder}
+        yield Path(patiently(lambda: hf_hub_download(repo_id, name, **options), transfers=True))
 
 
 def _default_split(present: set[str], metadata: dict[str, Any]) -> list[str]:
