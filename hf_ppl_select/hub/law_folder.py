@@ -22,7 +22,7 @@ from ..data.saving import write_atomically
 from .existing import is_ours, join_cards
 from .law_card import law_card
 from .one_commit import PushPlan, push_in_one_commit
-from .repository import check_branch, check_hub_access, check_license, full_repo_id, in_plain_words
+from .repository import check_license, in_plain_words
 from .retries import HTTP_ERROR, patiently
 
 LAW_FILE = "law.json"
@@ -92,17 +92,12 @@ def push_law_to_hub(
         ConnectionError, PermissionError: see [`check_hub_access`]; also when the Hub fails on the way.
     """
     license = license and check_license(license)
-    check_branch(revision)
-    if dry_run:
-        repo_id = full_repo_id(repo_id, token or get_token())
-    else:
-        repo_id = check_hub_access(repo_id, token, repo_type="model")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, LAW_FILE)
         law.save(path)
         return push_in_one_commit(
             {LAW_FILE: path},
-            law_card(law, license=license, name=repo_id),
+            lambda full_id, theirs: join_cards(theirs, law_card(law, license=license, name=full_id)),
             repo_id,
             repo_type="model",
             message=commit_message,
@@ -146,7 +141,7 @@ def find_law(
     page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{name}"
     try:
         options = {"revision": revision, "token": token, "repo_type": repo_type}
-        path = patiently(lambda: hf_hub_download(name, LAW_FILE, **options), transfers=True)
+        path = patiently(lambda: hf_hub_download(name, LAW_FILE, **options))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         if isinstance(error, HFValidationError):
             raise FileNotFoundError(f"{name!r} is neither a folder nor the id of a repository on the Hub.") from error

@@ -21,7 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from ..data.saving import write_atomically
 from ..data.shards import file_sha256
-from .existing import existing_readme, join_cards, their_files
+from .existing import existing_readme, their_files
 from .repository import (
     HUB_TIMEOUT,
     check_branch,
@@ -96,7 +96,7 @@ class _There:
 
 def push_in_one_commit(
     files: Mapping[str, Path],
-    card: str | Callable[[str | None], str],
+    card: Callable[[str, str | None], str],
     repo_id: str,
     *,
     repo_type: str,
@@ -113,7 +113,7 @@ def push_in_one_commit(
 
     Args:
         files: by path in the repository, without README.md.
-        card: our section of the README.md and its metadata; or what makes the whole of the one that is there, or None.
+        card: makes the README.md of the full id, and of the README.md that is there, or None.
         repo_id: `"user/name"`, `"organization/name"`, or `"name"` for the token's owner.
         repo_type: "dataset" or "model".
         message: of the commit.
@@ -123,7 +123,7 @@ def push_in_one_commit(
         token: of the Hub; by default that of `HF_TOKEN` or `hf auth login`.
         dry_run: only look, which takes no right to write, and return the plan.
         replaces: which paths of an earlier push go, if they are not written again.
-        finish: makes the README.md of the joined one and of the files that are there.
+        finish: makes the README.md of that one and of the files that are there.
 
     Returns:
         The URL; the plan for `dry_run`.
@@ -153,8 +153,7 @@ def push_in_one_commit(
             if there.sha:
                 _check_private(repo_id, private, there.private)
             stale = _replaced(there, files, repo_id, repo_type, token, overwrite, replaces)
-            joined = join_cards(there.readme, card) if isinstance(card, str) else card(there.readme)
-            write_atomically(files[README], finish(joined, there.files or {}))
+            write_atomically(files[README], finish(card(repo_id, there.readme), there.files or {}))
             plan = _plan(there, files, stale, repo_id, repo_type, branch, bool(private))
             if before is not None:
                 _check_nobody_else(before, there, plan)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import get_token
 
 from ..data.shards import check_folder_of_shards
-from .existing import metadata_of, our_part, with_metadata
+from .existing import card_to_push, metadata_of, with_metadata
 from .one_commit import README, PushPlan, push_in_one_commit
 from .repository import check_branch, check_hub_access, check_license, full_repo_id
 from .subset_folder import LAYOUT, check_folder, check_subset, describe_subset, save_subset
@@ -139,7 +139,7 @@ def push_subset_folder_to_hub(
     files |= {name: folder / name for name in LAYOUT if name != README and (folder / name).is_file()}
     return push_in_one_commit(
         files,
-        our_part(own, repo_id.rpartition("/")[2]),
+        lambda full_id, theirs: card_to_push(own, full_id.rpartition("/")[2], theirs),
         repo_id,
         repo_type="dataset",
         message="Add the selected chunks, and how they were selected",

@@ -163,7 +163,7 @@ def in_plain_words(doing: str, error: BaseException, token: str | None) -> Conne
     if status in (409, 412):
         return ConnectionError(f"{doing}: others push there all the time ({status}: {said}); run it again.")
     if status is not None:
-        return ConnectionError(f"{doing}: the Hub answered {status} ({said}).")
+        return ConnectionError(f"{doing}: the Hub answered {status} ({said}); run it again.")
     if "timeout" in type(error).__name__.lower():
         said = f"no answer within {LONGEST_SILENCE:.0f} seconds"
     return ConnectionError(

@@ -1,7 +1,7 @@
 """Requests to the Hub: none waits for ever, and what fails in passing is asked again.
 
-`huggingface_hub` asks again for uploads, downloads and listings, but not for what it asks of repositories, nor for a
-commit, which may have been made though its answer was lost: whoever commits looks first at what is there.
+`huggingface_hub` asks again for uploads and listings, but not for small files, nor for what it asks of repositories,
+nor for a commit, which may have been made though its answer was lost: whoever commits looks first at what is there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HTTP_ERROR = HTTPError.__base__ if issubclass(HTTPError, OSError) else HTTPError
 TRIES = 3  # of one request
 LONGEST_SILENCE = 120.0  # seconds without a byte until a request counts as lost; the client itself waits for ever
 LONGEST_PAUSE = 300.0  # seconds that the Hub may ask us to wait; its limits are per five minutes
-# From 1.0 on the client itself asks again for downloads, listings and uploads.
+# From 1.0 on the client itself asks again for listings and uploads, and what a file's newest version is.
 _CLIENT_ASKS_AGAIN = not issubclass(HTTPError, OSError)
 _PASSING = (408, 429, 500, 502, 503, 504)
 
@@ -32,14 +32,14 @@ def patiently(ask: Callable[[], T], *, transfers: bool = False) -> T:
 
     Args:
         ask: requests of the client.
-        transfers: it downloads, lists or uploads, which newer clients ask again for themselves.
+        transfers: it lists or uploads, which newer clients ask again for themselves.
     """
     most = 1 if transfers and _CLIENT_ASKS_AGAIN else TRIES
     for tries in range(1, most + 1):
         try:
             with bounded_silence():
                 return ask()
-        except (HTTP_ERROR, OSError) as error:
+        except HTTP_ERROR as error:
             pause = pause_after(error, tries)
             if pause is None or tries == most:
                 raise
@@ -49,10 +49,9 @@ def patiently(ask: Callable[[], T], *, transfers: bool = False) -> T:
 
 def pause_after(error: BaseException, tries: int) -> float | None:
     """Seconds until the same may be asked again; None where that would not help."""
-    cause = http_cause(error)
-    if cause is None or constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return None
-    response = getattr(cause, "response", None)
+    response = getattr(error, "response", None)
     if response is None:
         return 2.0 ** (tries - 1)  # no answer: a lost connection
     if response.status_code not in _PASSING:

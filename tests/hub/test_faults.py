@@ -46,6 +46,8 @@ def test_every_request_of_every_push(faulty_hub, all_stages, capsys):
     for name, stage in all_stages.items():
         for kind in (*PASSING, *LASTING):
             for times in (1, FOR_EVER) if kind in PASSING else (FOR_EVER,):
+                if kind == "silence" and times > 1 and name not in ("subset again", "law again"):
+                    continue  # each takes seconds
                 counts = Counter()
                 for number in requests_of(faulty_hub, stage):
                     outcome = break_request(faulty_hub, stage, number, kind, times)
