@@ -140,7 +140,7 @@ def push_in_one_commit(
     else:
         repo_id = check_hub_access(repo_id, token, repo_type=repo_type)
         token = usable_token(token, f"Cannot push to {repo_id}")
-        doing = f"The push to {repo_id} stopped; it holds all of it or is as it was, so run it again"
+        doing = f"The push to {repo_id} stopped, which is as it was, or has all of it"
     api = HfApi(token=token, library_name="hf_ppl_select")
     url = f"{api.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
     url += "" if branch == "main" else f"/tree/{branch}"

@@ -167,5 +167,6 @@ def in_plain_words(doing: str, error: BaseException, token: str | None) -> Conne
     if "timeout" in type(error).__name__.lower():
         said = f"no answer within {LONGEST_SILENCE:.0f} seconds"
     return ConnectionError(
-        f"{doing}: {constants.ENDPOINT} cannot be reached ({said}). Check the network, the proxy and HF_ENDPOINT."
+        f"{doing}: {constants.ENDPOINT} cannot be reached ({said}). Check the network, the proxy and HF_ENDPOINT, "
+        "and run it again."
     )

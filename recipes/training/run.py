@@ -68,7 +68,7 @@ def train_and_finish(
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, RecordingCallback):
                 measure_and_log(trainer, callback.measure)
-    trainer.save_model(args.output_dir)
+    trainer.save_model(args.output_dir, _internal_call=True)  # else transformers pushes it in a commit of its own
     trainer.create_model_card()
     save_metrics(trainer, result.metrics, script_args, num_empty, subset)
     if trainer.is_world_process_zero():
