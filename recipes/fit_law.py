@@ -30,6 +30,11 @@ python recipes/fit_law.py --config recipes/configs/fit_law_medical.yaml --probe_
 python recipes/fit_law.py --config recipes/configs/fit_law_medical.yaml --fit_only
 ```
 
+# Shared like a model; --dry_run says what that would upload, --hub_revision names a branch
+```bash
+python recipes/fit_law.py --config recipes/configs/fit_law_medical.yaml --push_to_hub --hub_model_id me/medical-law
+```
+
 `output_dir` gets points.jsonl (the law points), law.json, comparison.json (the forms) and plots. The model must be the
 one that scored the dataset. Points measured elsewhere need no probes: `--points points.jsonl --num_probes 0`, with
 `--dataset_name` for the optimum on that corpus.
@@ -96,6 +101,8 @@ class FitLawArguments:
     base_general_loss: float | None = field(
         default=None, metadata={"help": "The base model's; measured on --general_eval_file if not given."}
     )
+    license: str | None = field(default=None, metadata={"help": "Of the law that --push_to_hub shares: mit, ..."})
+    dry_run: bool = field(default=False, metadata={"help": "Only say what --push_to_hub would upload."})
 
 
 def main(script_args, training_args, model_args):
@@ -121,6 +128,10 @@ def main(script_args, training_args, model_args):
     if script_args.num_workers > 1 and training_args.device.type != "cpu":
         raise ValueError("--num_workers is for CPUs: add --use_cpu, or train one probe per GPU with --ray.")
     token_to_environment(training_args)
+    if training_args.push_to_hub:
+        training_args.hub_model_id = check_push(script_args, training_args)
+    elif script_args.license or script_args.dry_run:
+        raise ValueError("--license and --dry_run are about a push: add --push_to_hub, or leave them out.")
     folder = Path(training_args.output_dir)
     rows, dataset, corpus, plan, problem = [], None, None, None, None
     if script_args.dataset_name:
@@ -169,6 +180,25 @@ def main(script_args, training_args, model_args):
     print(f"Saved to {folder / 'law.json'}.", flush=True)
     if problem is not None:
         raise problem
+    if training_args.push_to_hub:
+        where = {"private": training_args.hub_private_repo, "revision": training_args.hub_revision}
+        options = {"license": script_args.license, "dry_run": script_args.dry_run, **where}
+        pushed = law.push_to_hub(training_args.hub_model_id, **options)
+        print(pushed if script_args.dry_run else f"Pushed to {pushed}.")
+
+
+def check_push(script_args, training_args):
+    """The repository to push the law to, after whether one may."""
+    from hf_ppl_select.hub.repository import check_branch, check_hub_access, check_license, check_repo_id
+
+    name = training_args.hub_model_id or Path(training_args.output_dir).absolute().name
+    check_branch(training_args.hub_revision)
+    if script_args.license is not None:
+        check_license(script_args.license)
+    if script_args.dry_run:
+        check_repo_id(name)
+        return name
+    return check_hub_access(name, repo_type="model")
 
 
 def make_parser():

@@ -48,6 +48,8 @@ python recipes/select_subset.py \
     --source lavita/MedQuAD \
     --license cc-by-4.0
 ```
+`--dry_run` says what that would upload, and pushes nothing; `--hub_revision v2` pushes to a branch. A push that failed
+is made again by the same command.
 
 # The same rows again, from the report that lies beside a subset
 ```bash
@@ -105,7 +107,9 @@ class SelectArguments:
     output_dir: str = field(default="outputs/subset", metadata={"help": "Folder for the subset and its card."})
     overwrite: bool = field(default=False, metadata={"help": "Replace what is in output_dir, or in the repository."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub repository to push to, e.g. me/my-subset."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Its branch, made if absent. Default: main."})
     private: bool = field(default=False, metadata={"help": "Make that repository private."})
+    dry_run: bool = field(default=False, metadata={"help": "Only say what --push_to_hub would upload."})
     license: str | None = field(default=None, metadata={"help": "The source's, as on the Hub: cc-by-4.0, other, ..."})
     source: str | None = field(default=None, metadata={"help": "Where the text is from: a Hub dataset, or words."})
     model: str | None = field(default=None, metadata={"help": "That scored the chunks, if landscape.json is missing."})
@@ -115,6 +119,9 @@ class SelectArguments:
             raise ValueError("the following arguments are required: --num_tokens")
         if (self.target_mu is None) != (self.target_sigma is None):
             raise ValueError("a target has two parts: pass both --target_mu and --target_sigma.")
+        for name in ("hub_revision", "private", "dry_run"):
+            if getattr(self, name) and self.push_to_hub is None:
+                raise ValueError(f"--{name} is about a push: add --push_to_hub, or leave it out.")
         for name in ("group_num_tokens", "min_group_tokens"):
             if isinstance(text := getattr(self, name), str):
                 try:
@@ -126,13 +133,8 @@ class SelectArguments:
 def main(args):
     from hf_ppl_select import PerplexityLandscape, ScalingLaw
     from hf_ppl_select.data.load import load_rows
-    from hf_ppl_select.hub.push_subset import (
-        check_folder,
-        check_hub_access,
-        check_license,
-        push_subset_to_hub,
-        save_subset,
-    )
+    from hf_ppl_select.hub.push_subset import check_folder, check_license, push_subset_to_hub, save_subset
+    from hf_ppl_select.hub.repository import check_branch, check_hub_access, check_repo_id
     from hf_ppl_select.selection.select import plan_selection, reproduce_selection
 
     # What can be wrong is found before any work
@@ -141,11 +143,14 @@ def main(args):
     law = ScalingLaw.load(args.law) if args.law else None
     beside = Path(args.dataset_name, "landscape.json")
     model = args.model or (PerplexityLandscape.load(beside).model if beside.is_file() else None)
+    if args.push_to_hub:
+        check_branch(args.hub_revision)
+        check_repo_id(args.push_to_hub) if args.dry_run else check_hub_access(args.push_to_hub)
     if args.streaming:
         return stream(args, law, model)
-    check_folder(args.output_dir, args.overwrite)
-    if args.push_to_hub:
-        check_hub_access(args.push_to_hub)
+    if not args.dry_run:
+        # To push again what is there is no overwriting; whether it is the same is known once it is selected
+        check_folder(args.output_dir, args.overwrite or bool(args.push_to_hub))
     dataset = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
     replay_dataset = load_rows(args.replay_dataset) if args.replay_dataset else None
 
@@ -170,12 +175,39 @@ def main(args):
         "source": args.source or (None if Path(args.dataset_name).exists() else args.dataset_name),
     }
     subset = selection.apply(dataset, replay_dataset)
-    folder = save_subset(subset, args.output_dir, overwrite=args.overwrite, **about)
+    if args.dry_run:
+        print(push_subset_to_hub(subset, args.push_to_hub, dry_run=True, **push_options(args), **about))
+        return selection
+    if args.push_to_hub and not args.overwrite:
+        check_same_report(Path(args.output_dir, "selection.json"), selection)
+    folder = save_subset(subset, args.output_dir, overwrite=args.overwrite or bool(args.push_to_hub), **about)
     print(f"Saved to {folder}.", flush=True)
-    if args.push_to_hub:
-        options = {"private": args.private, "overwrite": args.overwrite}
-        print(f"Pushed to {push_subset_to_hub(subset, args.push_to_hub, **options, **about)}.")
+    push(args)
     return selection
+
+
+def push_options(args):
+    return {"private": args.private, "revision": args.hub_revision, "overwrite": args.overwrite}
+
+
+def push(args):
+    """Push the folder that was saved, where that is asked for."""
+    if args.push_to_hub:
+        from hf_ppl_select.hub.push_subset import push_subset_folder_to_hub
+
+        done = push_subset_folder_to_hub(args.output_dir, args.push_to_hub, dry_run=args.dry_run, **push_options(args))
+        print(done if args.dry_run else f"Pushed to {done}.")
+
+
+def check_same_report(path, selection):
+    """FileExistsError where another subset is saved than this one, which a push may save again."""
+    from hf_ppl_select.data.credentials import without_credentials
+    from hf_ppl_select.selection.report import load_report
+
+    if path.parent.is_dir() and any(path.parent.iterdir()):
+        same = path.is_file() and load_report(path) == without_credentials(json.loads(json.dumps(selection.report())))
+        if not same:
+            raise FileExistsError(f"{path.parent} already holds another subset; name another folder, or --overwrite.")
 
 
 def stream(args, law, model):
@@ -200,6 +232,7 @@ def stream(args, law, model):
         source=args.source or (None if Path(args.dataset_name).exists() else args.dataset_name),
     )
     print(f"{selection}\nSaved to {args.output_dir}.", flush=True)
+    push(args)
     return selection
 
 

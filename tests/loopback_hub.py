@@ -19,26 +19,38 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+Commit = tuple[str, dict[str, bytes]]
+
 
 @dataclass
 class Repo:
-    """A repository: the files after each commit, and what each commit was called."""
+    """A repository: of main and of further branches the files after each commit, and what each commit was called."""
 
     private: bool = False
-    commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=lambda: [("initial commit", {})])
+    commits: list[Commit] = field(default_factory=lambda: [("initial commit", {})])
+    branches: dict[str, list[Commit]] = field(default_factory=dict)
     lfs_paths: set[str] = field(default_factory=set)
     read_only: bool = False  # for the Hub's one token
+    gated: bool = False  # and that token's owner was not let in
+
+    def __post_init__(self):
+        self.branches["main"] = self.commits
 
     def files(self, revision: str = "main") -> dict[str, bytes] | None:
-        number = len(self.commits) - 1 if revision == "main" else self._number_of(revision)
-        return None if number is None else self.commits[number][1]
+        commit = self.find(revision)
+        return None if commit is None else commit[1][1]
 
-    def _number_of(self, sha: str) -> int | None:
-        return next((number for number in range(len(self.commits)) if sha == _sha(number)), None)
+    def find(self, revision: str) -> tuple[str, Commit] | None:
+        """SHA and commit of a branch, or of a SHA."""
+        if revision in self.branches:
+            commits = self.branches[revision]
+            return _sha(len(commits) - 1, commits[-1]), commits[-1]
+        shas = ((_sha(i, commit), commit) for commits in self.branches.values() for i, commit in enumerate(commits))
+        return next((found for found in shas if found[0] == revision), None)
 
     @property
     def sha(self) -> str:
-        return _sha(len(self.commits) - 1)
+        return self.find("main")[0]
 
 
 class LoopbackHub:
@@ -77,6 +89,10 @@ class LoopbackHub:
     def file(self, repo_id: str, path: str) -> bytes:
         return self.repos[repo_id].files()[path]
 
+    def go_wrong(self, handler: BaseHTTPRequestHandler, line: str) -> bool:
+        """Whether the request was answered already, by a fault: see faulty_hub.py."""
+        return False
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -106,6 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.close_connection = True
                     return self.connection.close()
                 return self._send_json({"error": f"made to fail: {line}"}, status)
+        if self.hub.go_wrong(self, line):
+            return None
         authorization = self.headers.get("Authorization")
         if authorization not in (None, f"Bearer {self.hub.token}"):
             message = "Invalid credentials in Authorization header"
@@ -144,6 +162,12 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return repo
 
+    def _commit_of(self, repo: Repo, revision: str) -> tuple[str, Commit] | None:
+        if (found := repo.find(revision)) is None:
+            message = f"Invalid rev id: {revision}"
+            self._send_json({"error": message}, 404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": message})
+        return found
+
     def whoami(self, *, signed_in, **_) -> None:
         if not signed_in:
             return self._send_json({"error": "Invalid username or password."}, 401)
@@ -177,26 +201,40 @@ class _Handler(BaseHTTPRequestHandler):
     def validate_yaml(self, **_) -> None:
         self._send_json({"errors": [], "warnings": []})
 
-    def repo_info(self, repo_id, _revision=None, *, signed_in, **_) -> None:
-        if repo := self._repo(repo_id, signed_in):
-            siblings = [{"rfilename": path} for path in repo.files()]
+    def repo_info(self, repo_id, revision="main", *, signed_in, **_) -> None:
+        repo = self._repo(repo_id, signed_in)
+        if repo and (found := self._commit_of(repo, revision)):
+            sha, (_, files) = found
+            siblings = [{"rfilename": path} for path in files]
             info = {
                 "_id": "0" * 24,
                 "id": repo_id,
                 "author": repo_id.split("/")[0],
-                "sha": repo.sha,
+                "sha": sha,
                 "siblings": siblings,
             }
             self._send_json(
                 {**info, "private": repo.private, "gated": False, "disabled": False, "downloads": 0, "tags": []}
             )
 
-    def preupload(self, repo_id, *, body, signed_in, **_) -> None:
-        if self._repo(repo_id, signed_in):
+    def create_branch(self, repo_id, branch, *, signed_in, **_) -> None:
+        if repo := self._repo(repo_id, signed_in):
+            if branch in repo.branches:
+                return self._send_json({"error": "Reference already exists"}, 409)
+            repo.branches[branch] = list(repo.commits)
+            self._send_json({})
+
+    def preupload(self, repo_id, revision, *, body, signed_in, **_) -> None:
+        repo = self._repo(repo_id, signed_in)
+        if repo and (found := self._commit_of(repo, revision)):
             modes = []
             for wanted in json.loads(body)["files"]:
-                mode = "lfs" if wanted["path"].endswith(".parquet") else "regular"
-                modes.append({"path": wanted["path"], "uploadMode": mode, "shouldIgnore": False})
+                path = wanted["path"]
+                mode = {"path": path, "uploadMode": "lfs" if path.endswith(_LARGE) else "regular"}
+                if path in found[1][1]:
+                    entry = self._entry(repo, path, found[1][1][path])
+                    mode["oid"] = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
+                modes.append({**mode, "shouldIgnore": False})
             self._send_json({"files": modes})
 
     def lfs_batch(self, *, body, **_) -> None:
@@ -213,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.lfs_objects[oid] = body
         self._send(b"")
 
-    def commit(self, repo_id, *, body, signed_in, **_) -> None:
+    def commit(self, repo_id, branch, *, body, signed_in, **_) -> None:
         if not signed_in:
             return self._send_json({"error": "signed out"}, 401)
         if not (repo := self._repo(repo_id, signed_in)):
@@ -221,10 +259,12 @@ class _Handler(BaseHTTPRequestHandler):
         if repo.read_only:
             message = f"You don't have write access to {repo_id}"
             return self._send_json({"error": message}, 403, {"X-Error-Message": message})
+        if branch not in repo.branches:
+            return self._send_json({"error": f"{branch} is no branch"}, 400)
         header, *operations = [json.loads(line) for line in body.splitlines()]
-        if header["value"].get("parentCommit") not in (None, repo.sha):
+        if header["value"].get("parentCommit") not in (None, repo.find(branch)[0]):
             return self._send_json({"error": "A commit has happened since"}, 412)
-        files = dict(repo.files())
+        files = dict(repo.files(branch))
         for operation in operations:
             value = operation["value"]
             if operation["key"] == "file":
@@ -234,54 +274,64 @@ class _Handler(BaseHTTPRequestHandler):
                 repo.lfs_paths.add(value["path"])
             else:
                 del files[value["path"]]
-        repo.commits.append((header["value"]["summary"], files))
-        url = f"{self.hub.endpoint}/datasets/{repo_id}/commit/{repo.sha}"
-        self._send_json({"success": True, "commitOid": repo.sha, "commitUrl": url})
+        repo.branches[branch].append((header["value"]["summary"], files))
+        sha = repo.find(branch)[0]
+        url = f"{self.hub.endpoint}/datasets/{repo_id}/commit/{sha}"
+        self._send_json({"success": True, "commitOid": sha, "commitUrl": url})
 
     def tree(self, repo_id, revision, folder=None, *, query, signed_in, **_) -> None:
-        if not (repo := self._repo(repo_id, signed_in)):
+        repo = self._repo(repo_id, signed_in)
+        if not repo or not (found := self._commit_of(repo, revision)):
             return
-        prefix = f"{folder}/" if folder else ""
+        prefix, files = f"{folder}/" if folder else "", found[1][1]
         recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
         entries = {}
-        for path in repo.files(revision):
+        for path in files:
             if path.startswith(prefix):
                 head, _, below = path.removeprefix(prefix).partition("/")
                 if below:
                     entries[prefix + head] = {"type": "directory", "path": prefix + head, "oid": "0" * 40, "size": 0}
                 if recursive or not below:
-                    entries[path] = self._entry(repo, path, revision)
+                    entries[path] = self._entry(repo, path, files[path])
         if folder and not entries:
             return self._send_json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
         self._send_json(list(entries.values()))
 
     def paths_info(self, repo_id, revision, *, body, signed_in, **_) -> None:
-        if repo := self._repo(repo_id, signed_in):
+        repo = self._repo(repo_id, signed_in)
+        if repo and (found := self._commit_of(repo, revision)):
             is_json = "json" in self.headers.get("Content-Type", "")
             wanted = (json.loads(body) if is_json else parse_qs(body.decode()))["paths"]
-            files = repo.files(revision)
-            entries = [self._entry(repo, path, revision) for path in wanted if path in files]
+            files = found[1][1]
+            entries = [self._entry(repo, path, files[path]) for path in wanted if path in files]
             folders = [path for path in wanted if any(name.startswith(f"{path}/") for name in files)]
             entries += [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders]
             self._send_json(entries)
 
-    def _entry(self, repo: Repo, path: str, revision: str) -> dict:
-        content = repo.files(revision)[path]
-        entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+    def _entry(self, repo: Repo, path: str, content: bytes) -> dict:
+        """A file as git has it: of a large one the pointer."""
+        entry = {"type": "file", "path": path, "size": len(content), "oid": _blob(content)}
         if path in repo.lfs_paths:
-            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+            sha256 = hashlib.sha256(content).hexdigest()
+            pointer = (
+                f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n".encode()
+            )
+            lfs = {"oid": sha256, "size": len(content), "pointerSize": len(pointer)}
+            entry |= {"oid": _blob(pointer), "lfs": lfs}
         return entry
 
     def resolve(self, repo_id, revision, path, *, signed_in, **_) -> None:
         if not (repo := self._repo(repo_id, signed_in)):
             return
-        content = (repo.files(revision) or {}).get(path)
-        if content is None:
+        if repo.gated:
+            message = f"Access to {repo_id} is restricted. You must have access to it and be authenticated."
+            return self._send_json({"error": message}, 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": message})
+        if not (found := self._commit_of(repo, revision)):
+            return
+        commit, (_, files) = found
+        if (content := files.get(path)) is None:
             message = "Entry not found"
-            return self._send_json(
-                {"error": message}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.sha}
-            )
-        commit = repo.sha if revision == "main" else revision
+            return self._send_json({"error": message}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         headers = {
             "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
             "X-Repo-Commit": commit,
@@ -294,10 +344,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(content, 200, headers)
 
 
-def _sha(number: int) -> str:
-    return hashlib.sha1(f"commit {number}".encode()).hexdigest()
+def _sha(number: int, commit: Commit) -> str:
+    """Of a commit, by what it holds: branches share what they have in common."""
+    digest = hashlib.sha1(f"commit {number} {commit[0]}".encode())
+    for path, content in sorted(commit[1].items()):
+        digest.update(path.encode() + hashlib.sha1(content).digest())
+    return digest.hexdigest()
 
 
+def _blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+_LARGE = (".parquet", ".safetensors", ".bin")
 _REPO = "([^/]+/[^/]+)"
 _KIND = "(?:datasets|models)"
 _ROUTES = [
@@ -308,10 +367,14 @@ _ROUTES = [
     (rf"GET /api/{_KIND}/{_REPO}/revision/([^/]+)", _Handler.repo_info),
     (rf"GET /api/{_KIND}/{_REPO}/auth-check", _Handler.auth_check),
     (rf"GET /api/{_KIND}/{_REPO}/auth-check/write", _Handler.auth_check_write),
-    (rf"POST /api/{_KIND}/{_REPO}/preupload/main", _Handler.preupload),
-    (rf"POST /datasets/{_REPO}.git/info/lfs/objects/batch", lambda handler, _repo, **rest: handler.lfs_batch(**rest)),
+    (rf"POST /api/{_KIND}/{_REPO}/preupload/(.+)", _Handler.preupload),
+    (
+        rf"POST (?:/datasets)?/{_REPO}.git/info/lfs/objects/batch",
+        lambda handler, _repo, **rest: handler.lfs_batch(**rest),
+    ),
     (r"PUT /lfs/([0-9a-f]{64})", _Handler.lfs_upload),
-    (rf"POST /api/{_KIND}/{_REPO}/commit/main", _Handler.commit),
+    (rf"POST /api/{_KIND}/{_REPO}/commit/(.+)", _Handler.commit),
+    (rf"POST /api/{_KIND}/{_REPO}/branch/(.+)", _Handler.create_branch),
     (rf"GET /api/{_KIND}/{_REPO}/tree/([^/]+)", _Handler.tree),
     (rf"GET /api/{_KIND}/{_REPO}/tree/([^/]+)/(.+)", _Handler.tree),
     (rf"POST /api/{_KIND}/{_REPO}/paths-info/([^/]+)", _Handler.paths_info),

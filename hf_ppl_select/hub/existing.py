@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, RepoCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import RepoCard, hf_hub_url
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..data.credentials import hide_credentials
 from ..data.strict import check_yaml, parse_json
+from .repository import in_plain_words
+from .retries import HTTP_ERROR, patiently
 
 OUR_FILES = {  # what they say they are
     "law.json": ("scaling_law",),
@@ -30,10 +31,17 @@ _DATA_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl", ".txt", ".arrow", ".tar
 def is_ours(path: Path) -> bool:
     """Whether a file called like one of [`OUR_FILES`] says that it is one."""
     try:
-        document = parse_json(path.read_text(encoding="utf-8"), path.name)
-    except (OSError, ValueError):
+        return _says_ours(path.read_bytes(), path.name)
+    except OSError:
         return False
-    return isinstance(document, dict) and document.get("kind") in {f"hf_ppl_select/{k}" for k in OUR_FILES[path.name]}
+
+
+def _says_ours(content: bytes, name: str) -> bool:
+    try:
+        document = parse_json(content.decode("utf-8"), name)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and document.get("kind") in {f"hf_ppl_select/{k}" for k in OUR_FILES[name]}
 
 
 def has_our_section(readme: str | None) -> bool:
@@ -73,49 +81,83 @@ def join_cards(existing: str | None, ours: str) -> str:
     return _with_metadata(merged, f"{before.lstrip()}{section}{after}")
 
 
-def existing_readme(repo_id: str, repo_type: str, token: str | None) -> str | None:
-    """The README of a repository, or None where there is no repository or no README.
+def card_to_push(local: str, title: str, theirs: str | None) -> str:
+    """The card of a folder under another title; in a repository that has one, only our section of it and metadata."""
+    card = _card(local)
+    metadata, text = card.data.to_dict(), card.text
+    if old := metadata.get("pretty_name"):
+        before, mark, section = text.partition(_BEGIN)
+        text = before + mark + section.replace(f"# {old}\n", f"# {title}\n", 1)
+        metadata["pretty_name"] = title
+    if theirs is None or not theirs.strip():
+        return _with_metadata(metadata, text)
+    if has_our_section(text):
+        text = text.partition(_BEGIN)[2].partition(_END)[0].strip() + "\n"
+    return join_cards(theirs, _with_metadata(metadata, text))
+
+
+def metadata_of(readme: str) -> dict[str, Any]:
+    """The YAML block of a card."""
+    return _card(readme).data.to_dict()
+
+
+def with_metadata(readme: str, metadata: dict[str, Any]) -> str:
+    """A card with another YAML block."""
+    return _with_metadata(metadata, _card(readme).text)
+
+
+def existing_readme(repo_id: str, repo_type: str, token: str | None, revision: str | None = None) -> str | None:
+    """The README of a repository, or None where there is no repository, no such revision, or no README.
 
     Raises:
         ConnectionError: the Hub cannot be asked; what its cache holds may be old.
     """
     try:
-        with _downloaded(repo_id, "README.md", repo_type, token) as path:
-            return path.read_text(encoding="utf-8")
-    except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError
-        raise ConnectionError(f"cannot read the README.md that {repo_id} may have: {error}") from error
-    except (EntryNotFoundError, RepositoryNotFoundError):
+        return _read(repo_id, "README.md", repo_type, token, revision).decode("utf-8")
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
         return None
+    except HTTP_ERROR as error:
+        raise in_plain_words(f"cannot read the README.md that {repo_id} may have", error, token) from None
 
 
 def their_files(
-    api: HfApi, repo_id: str, repo_type: str, writes: Iterable[str], readme: str | None
+    repo_id: str,
+    repo_type: str,
+    token: str | None,
+    revision: str,
+    present: Collection[str],
+    writes: Iterable[str],
+    readme: str | None,
 ) -> tuple[list[str], list[str]]:
     """What a push would overwrite though others wrote it, and which files of earlier pushes it leaves behind.
 
     Args:
-        api: with a token.
-        repo_id, repo_type: a repository that exists.
-        writes: names among [`OUR_FILES`] that the push writes.
-        readme: of the repository.
+        repo_id, repo_type, revision: a commit of a repository.
+        token: of the Hub.
+        present: the files of that commit.
+        writes: the files that the push writes.
+        readme: of that commit.
     """
-    present = set(api.list_repo_files(repo_id, repo_type=repo_type))
-    named = {}
-    for name in filter(present.__contains__, OUR_FILES):
-        with _downloaded(repo_id, name, repo_type, api.token) as path:
-            named[name] = is_ours(path)
-    clashes = [name for name, ours in named.items() if name in set(writes) and not ours]
-    stale = [name for name, ours in named.items() if name not in set(writes) and ours]
+    named, writes = {}, set(writes)
+    for name in filter(set(present).__contains__, OUR_FILES):
+        named[name] = _says_ours(_read(repo_id, name, repo_type, token, revision), name)
+    clashes = [name for name, ours in named.items() if name in writes and not ours]
+    stale = [name for name, ours in named.items() if name not in writes and ours]
     if repo_type == "dataset" and not has_our_section(readme) and not named.get("selection.json"):
-        clashes += _default_split(present, _card(readme or "").data.to_dict())
+        clashes += _default_split(set(present), _card(readme or "").data.to_dict())
     return clashes, stale
 
 
-@contextmanager
-def _downloaded(repo_id: str, name: str, repo_type: str, token: str | None) -> Iterator[Path]:
-    """A file as it is on the Hub now: the cache, which may hold an old one, does not stand in where the Hub fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(hf_hub_download(repo_id, name, repo_type=repo_type, token=token, local_dir=folder))
+def _read(repo_id: str, name: str, repo_type: str, token: str | None, revision: str | None) -> bytes:
+    """A file as it is on the Hub now; no cache, which may hold an old one, stands in where the Hub fails."""
+    url, headers = hf_hub_url(repo_id, name, repo_type=repo_type, revision=revision), build_hf_headers(token=token)
+
+    def get() -> bytes:
+        response = get_session().get(url, headers=headers)
+        hf_raise_for_status(response)
+        return response.content
+
+    return patiently(get)
 
 
 def _default_split(present: set[str], metadata: dict[str, Any]) -> list[str]:

@@ -8,9 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import constants, get_token, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -18,9 +19,11 @@ from huggingface_hub.errors import (
 )
 
 from ..data.saving import write_atomically
-from .existing import existing_readme, is_ours, join_cards, their_files
+from .existing import is_ours, join_cards
 from .law_card import law_card
-from .repository import HTTP_ERROR, HUB_TIMEOUT, check_hub_access, check_license, plain_hub_errors, usable_token
+from .one_commit import PushPlan, push_in_one_commit
+from .repository import check_license, in_plain_words
+from .retries import HTTP_ERROR, patiently
 
 LAW_FILE = "law.json"
 
@@ -59,11 +62,14 @@ def push_law_to_hub(
     repo_id: str,
     *,
     license: str | None = None,
-    private: bool = False,
+    private: bool | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
     token: str | None = None,
     commit_message: str = "Add the scaling law",
-) -> str:
-    """Push a law and its card to the Hub as a model repository, in one commit.
+    dry_run: bool = False,
+) -> str | PushPlan:
+    """Push a law and its card to the Hub as a model repository, in one commit; none if it is there already.
 
     Args:
         law: a fitted [`ScalingLaw`].
@@ -71,11 +77,14 @@ def push_law_to_hub(
             new versions of the two files; of a README of others only our own section is ever rewritten.
         license: Hub identifier of the licence under which the law is shared.
         private: make the repository private; refused if it exists and is public.
+        revision: the branch, made from main if it is absent; main by default.
+        overwrite: replace a law.json of something else.
         token: of the Hub; by default that of `HF_TOKEN` or `hf auth login`.
         commit_message: of the commit.
+        dry_run: push nothing and say what a push would do. It takes no right to write.
 
     Returns:
-        The URL of the repository.
+        The URL of the repository; with `dry_run` a [`PushPlan`].
 
     Raises:
         ValueError: `private` for a public repository, a law.json of something else there, or the licence is no
@@ -83,23 +92,21 @@ def push_law_to_hub(
         ConnectionError, PermissionError: see [`check_hub_access`]; also when the Hub fails on the way.
     """
     license = license and check_license(license)
-    repo_id = check_hub_access(repo_id, token, repo_type="model")
-    token = usable_token(token, f"Cannot push to {repo_id}")
-    card = law_card(law, license=license, name=repo_id)
-    api = HfApi(token=token, library_name="hf_ppl_select")
-    stopped = f"The push to {repo_id} stopped (run it again)"
-    with tempfile.TemporaryDirectory() as folder, plain_hub_errors(stopped, token):
-        api.create_repo(repo_id, repo_type="model", private=private or None, exist_ok=True)
-        if private and not api.model_info(repo_id, timeout=HUB_TIMEOUT).private:
-            raise ValueError(f"{repo_id} exists and is public; make it private on the Hub, or choose another name.")
-        readme = existing_readme(repo_id, "model", token)
-        if their_files(api, repo_id, "model", [LAW_FILE], readme)[0]:
-            raise ValueError(f"{repo_id} holds a {LAW_FILE} of something else; push to another repository.")
-        law.save(Path(folder, LAW_FILE))
-        write_atomically(Path(folder, "README.md"), join_cards(readme, card))
-        operations = [CommitOperationAdd(path.name, path) for path in sorted(Path(folder).iterdir())]
-        api.create_commit(repo_id, operations, commit_message=commit_message, repo_type="model")
-    return f"{api.endpoint}/{repo_id}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, LAW_FILE)
+        law.save(path)
+        return push_in_one_commit(
+            {LAW_FILE: path},
+            lambda full_id, theirs: join_cards(theirs, law_card(law, license=license, name=full_id)),
+            repo_id,
+            repo_type="model",
+            message=commit_message,
+            private=private,
+            revision=revision,
+            overwrite=overwrite,
+            token=token,
+            dry_run=dry_run,
+        )
 
 
 def find_law(
@@ -116,6 +123,7 @@ def find_law(
     Raises:
         FileNotFoundError: no such folder, repository or revision, or no law in it.
         ConnectionError: the Hub cannot be asked and its cache does not have the law.
+        PermissionError: a gated repository, or a token that the Hub refuses.
         ValueError: `repo_type` is neither of the two.
     """
     if os.path.isdir(name):
@@ -130,8 +138,10 @@ def find_law(
     name, at = os.fspath(name), f" at revision {revision!r}" if revision else ""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise FileNotFoundError(f"{name!r} is neither a folder nor the id of a repository on the Hub (user/name).")
+    page = f"{constants.ENDPOINT}/{'datasets/' if repo_type == 'dataset' else ''}{name}"
     try:
-        path = hf_hub_download(name, LAW_FILE, revision=revision, token=token, repo_type=repo_type)
+        options = {"revision": revision, "token": token, "repo_type": repo_type}
+        path = patiently(lambda: hf_hub_download(name, LAW_FILE, **options))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         if isinstance(error, HFValidationError):
             raise FileNotFoundError(f"{name!r} is neither a folder nor the id of a repository on the Hub.") from error
@@ -141,7 +151,13 @@ def find_law(
         ) from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(f"the repository {name} has no revision {revision!r}.") from error
+    except GatedRepoError as error:  # a kind of RepositoryNotFoundError
+        raise PermissionError(
+            f"the {repo_type} {name} is gated: ask for access at {page}, then load with a token of that account."
+        ) from error
     except RepositoryNotFoundError as error:
+        if error.response.status_code == 401 and "token" in str(error.server_message).lower():  # an expired one
+            raise in_plain_words(f"cannot load the law from {name}", error, token or get_token()) from None
         raise FileNotFoundError(
             f"{name!r} is no folder, and the Hub has no {repo_type} {name} that this token may read; check the name, "
             "or pass token= if it is private."
@@ -149,11 +165,5 @@ def find_law(
     except EntryNotFoundError as error:
         raise FileNotFoundError(f"the {repo_type} {name} has no {LAW_FILE}{at}: no law was pushed there.") from error
     except HTTP_ERROR as error:
-        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
-            raise PermissionError(
-                f"the Hub refuses the token for {name}; check HF_TOKEN, or `hf auth login`."
-            ) from None
-        raise ConnectionError(
-            f"cannot load the law from {name}: {error}. Check the network and HF_ENDPOINT."
-        ) from error
+        raise in_plain_words(f"cannot load the law from {name}", error, token or get_token()) from None
     return Path(path)

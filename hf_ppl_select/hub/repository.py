@@ -8,15 +8,12 @@ from contextlib import contextmanager, suppress
 from inspect import signature
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import (  # HTTPError is that of the client's HTTP library
-    HFValidationError,
-    HTTPError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-# Lost connections too: in httpx they derive from HTTPError; in requests, of huggingface_hub before 1.0, from its base.
-HTTP_ERROR = HTTPError.__base__ if issubclass(HTTPError, OSError) else HTTPError
+from ..data.credentials import hide_credentials
+from .retries import HTTP_ERROR, LONGEST_SILENCE, http_cause, patiently
+
 # Older clients only ask whether one may read; whether one may write is then said at the first commit.
 _ASKS_TO_WRITE = {"write": True} if "write" in signature(HfApi.auth_check).parameters else {}
 HUB_TIMEOUT = 20.0  # seconds without an answer until the Hub counts as out of reach
@@ -39,10 +36,7 @@ def check_hub_access(repo_id: str, token: str | None = None, *, repo_type: str =
         ConnectionError: offline mode is on, or the Hub cannot be reached or fails.
         PermissionError: there is no token, it is invalid, or it may not write there.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no id of a repository, like user/name: {error}") from error
+    check_repo_id(repo_id)
     doing = f"Cannot push to {repo_id}"
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError(f"{doing}: offline mode is on (HF_HUB_OFFLINE). Unset it, or save to a folder instead.")
@@ -50,8 +44,8 @@ def check_hub_access(repo_id: str, token: str | None = None, *, repo_type: str =
     api = HfApi(token=token)
     with plain_hub_errors(doing, token):
         with suppress(RepositoryNotFoundError):  # whether the Hub answers at all: the call that takes a timeout
-            api.repo_info(repo_id, repo_type=repo_type, timeout=HUB_TIMEOUT)
-        account = api.whoami()
+            patiently(lambda: api.repo_info(repo_id, repo_type=repo_type, timeout=HUB_TIMEOUT))
+        account = patiently(api.whoami)
         role = account.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
             raise PermissionError(f"{doing}: the token may only read. Make one with write access at {_TOKENS_PAGE}.")
@@ -63,8 +57,49 @@ def check_hub_access(repo_id: str, token: str | None = None, *, repo_type: str =
             )
         repo_id = f"{namespace or account['name']}/{name}"
         with suppress(RepositoryNotFoundError):  # not made yet
-            api.auth_check(repo_id, repo_type=repo_type, **_ASKS_TO_WRITE)
+            patiently(lambda: api.auth_check(repo_id, repo_type=repo_type, **_ASKS_TO_WRITE))
     return repo_id
+
+
+def full_repo_id(repo_id: str, token: str | None) -> str:
+    """`"user/name"` of a repository that is only looked at, which takes no right to write, and no token if named so.
+
+    Raises:
+        ValueError: not a repository id, or a bare name without a token to say whose.
+        ConnectionError, PermissionError: the Hub cannot be reached, or refuses the token.
+    """
+    check_repo_id(repo_id)
+    doing = f"Cannot look at {repo_id}"
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError(f"{doing}: offline mode is on (HF_HUB_OFFLINE). Unset it, or look at the saved folder.")
+    if "/" in repo_id:
+        return repo_id
+    if not token:
+        raise ValueError(f"{doing}: there is no Hugging Face token to say whose it is; write user/{repo_id}.")
+    with plain_hub_errors(doing, token):
+        return f"{patiently(HfApi(token=token).whoami)['name']}/{repo_id}"
+
+
+def check_repo_id(repo_id: str) -> None:
+    """ValueError for what is no id of a repository."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no id of a repository, like user/name: {error}") from error
+
+
+def check_branch(revision: str | None) -> str:
+    """The branch to push to: main, if none is named.
+
+    Raises:
+        ValueError: a commit, which cannot be changed, or nothing that git takes for a name.
+    """
+    branch = "main" if revision is None else revision
+    if re.fullmatch(r"[0-9a-f]{40}", branch):
+        raise ValueError(f"the revision {branch} is a commit, and nothing can be pushed to one; name a branch.")
+    if not re.fullmatch(r"[\w][\w./-]*", branch) or ".." in branch or branch.endswith(("/", ".", ".lock")):
+        raise ValueError(f"the revision {branch!r} is no name of a branch, like main or v1.0.")
+    return branch
 
 
 def usable_token(token: str | None, doing: str) -> str:
@@ -96,26 +131,42 @@ def check_license(license: str | None) -> str:
 
 
 @contextmanager
-def plain_hub_errors(doing: str, token: str) -> Iterator[None]:
+def plain_hub_errors(doing: str, token: str | None) -> Iterator[None]:
     """Turn what the client raises on the way to the Hub into one error: what failed, why, what to do, and no token."""
     try:
         yield
     except (HTTP_ERROR, OSError, RuntimeError) as error:
-        cause = error
-        while cause and not isinstance(cause, (HTTP_ERROR, ConnectionError, TimeoutError)):
-            cause = cause.__cause__  # uploads wrap it in a RuntimeError
+        if type(error) in (ConnectionError, PermissionError):
+            raise  # in our own words
+        cause = http_cause(error)  # uploads wrap it in a RuntimeError
         if cause is None and not isinstance(error, RuntimeError):
             raise  # not the Hub's: a full disk, say
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        said = getattr(cause, "server_message", None) or str(cause or error) or type(cause).__name__
-        said = said.replace(token, "<token>").strip().splitlines()[0]
-        if status == 401:
-            advice = f"make one with write access at {_TOKENS_PAGE}, then run `hf auth login` or set HF_TOKEN."
-            raise PermissionError(f"{doing}: the Hub refuses the token (401); {advice}") from None
-        if status == 403:
-            raise PermissionError(f"{doing}: the token may not do this (403: {said}); give it write access.") from None
-        if status is not None:
-            raise ConnectionError(f"{doing}: the Hub answered {status} ({said}).") from None
-        raise ConnectionError(
-            f"{doing}: {constants.ENDPOINT} cannot be reached ({said}). Check the network, the proxy and HF_ENDPOINT."
-        ) from None
+        raise in_plain_words(doing, cause or error, token) from None
+
+
+def in_plain_words(doing: str, error: BaseException, token: str | None) -> ConnectionError | PermissionError:
+    """An error of the client, or of its HTTP library, as one sentence."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    said = getattr(error, "server_message", None) or str(error) or type(error).__name__
+    said = said.replace(token, "<token>") if token else said
+    said = hide_credentials(said).strip().splitlines()[0].rstrip(".")
+    if status == 401:
+        advice = f"make another at {_TOKENS_PAGE}, then run `hf auth login` or set HF_TOKEN."
+        return PermissionError(f"{doing}: the Hub refuses the token (401: {said}); {advice}")
+    if status == 403:
+        return PermissionError(f"{doing}: the token may not do this (403: {said}); give it the right to.")
+    if status == 429:
+        wait = response.headers.get("Retry-After")
+        when = f"in {wait} seconds" if wait else "in some minutes"
+        return ConnectionError(f"{doing}: the Hub answered 429, too many requests ({said}); run it again {when}.")
+    if status in (409, 412):
+        return ConnectionError(f"{doing}: others push there all the time ({status}: {said}); run it again.")
+    if status is not None:
+        return ConnectionError(f"{doing}: the Hub answered {status} ({said}); run it again.")
+    if "timeout" in type(error).__name__.lower():
+        said = f"no answer within {LONGEST_SILENCE:.0f} seconds"
+    return ConnectionError(
+        f"{doing}: {constants.ENDPOINT} cannot be reached ({said}). Check the network, the proxy and HF_ENDPOINT, "
+        "and run it again."
+    )

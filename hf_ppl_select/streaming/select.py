@@ -31,10 +31,6 @@ _NOT_STREAMABLE = {
     "replay": (0.0, "mixes rows to one length; interleave the two streams when you train"),
     "order": ("dataset", "sorts all rows; shuffle when you train"),
     "reproduce": (None, "is not needed: the same --streaming command, or selector.json, keeps the same rows"),
-    "push_to_hub": (
-        None,
-        "needs the subset whole; use `hf upload-large-folder REPO FOLDER --repo-type dataset`",
-    ),
 }
 _NAMES = ("mu", "sigma", "log_mu", "log_sigma")
 _PROMISED = ("expected_num_tokens", "num_tokens_std", "expected_mu", "mu_std", "expected_sigma", "sigma_std")

@@ -240,6 +240,7 @@ def run_probe(
     args.output_dir = str(folder / "probes" / probe.run)
     args.run_name = probe.run
     args.packing = False
+    args.push_to_hub = False  # which is of the law
     args.include_num_input_tokens_seen = "non_padding"
     args.model_init_kwargs = {"dtype": model_args.dtype, "revision": model_args.model_revision}
     set_seed(args.seed)  # also of the adapter's first weights, before trl 1.15

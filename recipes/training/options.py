@@ -86,8 +86,9 @@ def check_options(script_args: TrainingRunArguments, training_args: SFTConfig, m
     if script_args.law is not None and script_args.num_tokens is None:
         raise ValueError("--law needs --num_tokens, the budget to select.")
     if training_args.push_to_hub:
-        from hf_ppl_select.hub.repository import check_hub_access
+        from hf_ppl_select.hub.repository import check_branch, check_hub_access
 
+        check_branch(training_args.hub_revision)
         name = training_args.hub_model_id or Path(training_args.output_dir).absolute().name
         training_args.hub_model_id = check_hub_access(name, repo_type="model")
     if training_args.include_num_input_tokens_seen == "no":

@@ -15,6 +15,7 @@ from trainer_callbacks.measuring import DivergedError, measure_and_log
 from trainer_callbacks.processes import shards_weights
 from training.held_out_records import RecordingCallback
 from training.options import TrainingRunArguments
+from training.publishing import push_model
 from training.trainer import RecipeTrainer, Replay
 
 if TYPE_CHECKING:
@@ -67,18 +68,21 @@ def train_and_finish(
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, RecordingCallback):
                 measure_and_log(trainer, callback.measure)
-    trainer.save_model(args.output_dir)
+    trainer.save_model(args.output_dir, _internal_call=True)  # else transformers pushes it in a commit of its own
     trainer.create_model_card()
     save_metrics(trainer, result.metrics, script_args, num_empty, subset)
     if trainer.is_world_process_zero():
         print(f"Saved the model and metrics.json to {args.output_dir}.", flush=True)
-    if args.push_to_hub:
-        trainer.push_to_hub()
     if script_args.merge_adapter:
         save_merged(trainer)
+    pushes = args.push_to_hub and trainer.is_world_process_zero()
+    if pushes:
+        trainer._finish_current_push()
     # Together: a process that ends just after a collective call can abort, when gloo's thread still holds its tensors
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+    if pushes:  # last, and alone: what fails here loses nothing, and no process waits for it
+        print(f"Pushed to {push_model(args)}.", flush=True)
 
 
 def save_metrics(

@@ -13,10 +13,13 @@ import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 from datasets import concatenate_datasets
+from huggingface_hub import get_token
 from transformers import set_seed
 
 from hf_ppl_select.data.saving import write_atomically
 from hf_ppl_select.hub.existing import existing_readme, join_cards
+from hf_ppl_select.hub.repository import in_plain_words, plain_hub_errors
+from hf_ppl_select.hub.retries import HTTP_ERROR, http_cause, patiently
 from training.card import CardFacts, TrainingRows, training_card
 from training.checkpoints import begin_checkpoint, list_files, total_loss_of
 from training.cpu_trainer import CpuSFTTrainer
@@ -56,7 +59,21 @@ class RecipeTrainer(CpuSFTTrainer):
         super().__init__(args=args, **kwargs)
         self.their_readme = None  # of the repository to push to; asked before training, which no lost line ends then
         if args.push_to_hub and self.is_world_process_zero():
-            self.their_readme = existing_readme(self.hub_model_id, "model", args.hub_token)
+            self.their_readme = existing_readme(self.hub_model_id, "model", args.hub_token, args.hub_revision)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        with plain_hub_errors(f"Cannot make the repository {self.args.hub_model_id}", get_token()):
+            patiently(lambda: super(RecipeTrainer, self).init_hf_repo(*args, **kwargs))
+
+    def _finish_current_push(self) -> None:
+        """Wait for the push of a checkpoint; one that failed ends no training, and the last push has all of it."""
+        try:
+            super()._finish_current_push()
+        except (HTTP_ERROR, OSError, RuntimeError) as error:
+            self.push_in_progress = None
+            cause = http_cause(error) or error
+            doing = f"A push of a checkpoint to {self.hub_model_id} failed, and training goes on"
+            self._say(str(in_plain_words(doing, cause, get_token())))
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any):
         before = total_loss_of(resume_from_checkpoint) if resume_from_checkpoint else 0.0

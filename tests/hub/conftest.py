@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from datasets import config
+from faulty_hub import FaultyHub
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
@@ -50,6 +51,7 @@ def use_hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # of another endpoint
         monkeypatch.setattr(config, "HF_ENDPOINT", endpoint)
         monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -60,8 +62,39 @@ def use_hub(monkeypatch, tmp_path):
     return use
 
 
+class Waits:
+    """`time` of the client and of our retries: nobody waits, and how long one would have is added up."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def sleep(self, seconds):
+        self.seconds.append(seconds)
+
+
 @pytest.fixture
-def hub(use_hub):
+def waits(monkeypatch):
+    """Seconds that a push would have waited before it asked again."""
+    waits = Waits()
+    for module in ("huggingface_hub.utils._http", "hf_ppl_select.hub.retries", "hf_ppl_select.hub.one_commit"):
+        monkeypatch.setattr(f"{module}.time", waits)
+    return waits.seconds
+
+
+@pytest.fixture
+def hub(use_hub, waits):
     with LoopbackHub(token=TOKEN) as hub:
+        use_hub(hub.endpoint, TOKEN)
+        yield hub
+
+
+@pytest.fixture
+def faulty_hub(use_hub, waits, monkeypatch):
+    monkeypatch.setattr("hf_ppl_select.hub.retries.LONGEST_SILENCE", 0.2)
+    for module in ("repository", "one_commit"):
+        monkeypatch.setattr(f"hf_ppl_select.hub.{module}.HUB_TIMEOUT", 0.2)
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 0.2)
+    with FaultyHub(token=TOKEN) as hub:
         use_hub(hub.endpoint, TOKEN)
         yield hub

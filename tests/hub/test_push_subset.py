@@ -2,9 +2,7 @@
 
 import io
 import json
-import logging
 import re
-import time
 import traceback
 from inspect import signature
 
@@ -269,19 +267,17 @@ def test_bad_subsets(subset, selection, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_push_card_first_then_data(hub, subset, selection, law, landscape, caplog, monkeypatch):
+def test_data_and_card_arrive_in_one_commit(hub, subset, selection, law, landscape, tmp_path):
     parts = {"law": law, "landscape": landscape, "selection": selection}
-    monkeypatch.setattr(logging.getLogger("datasets"), "propagate", True)
     url = push_subset_to_hub(subset, "me/sub", **parts, license="cc-by-4.0", source="me/corpus")
     assert url == f"{hub.endpoint}/datasets/me/sub"
-    assert "num_proc" not in caplog.text
-    subset.push_to_hub("me/plain", token=TOKEN)
-    assert "Setting num_proc from 1 back to 1" in caplog.text  # else the filter has nothing to do any more
     repo = hub.repos["me/sub"]
     assert not repo.private
-    (_, first), (_, second) = repo.commits[1:]
-    assert sorted(first) == ["README.md", "landscape.json", "law.json", "selection.json"]
-    assert sorted(set(second) - set(first)) == ["data/train-00000-of-00001.parquet"]
+    ((_, files),) = repo.commits[1:]
+    shard = "data/train-00000-of-00001.parquet"
+    assert sorted(files) == ["README.md", shard, "landscape.json", "law.json", "selection.json"]
+    back = load_dataset("me/sub", split="train", cache_dir=str(tmp_path / "cache"))
+    assert back.features == subset.features and back[:] == subset[:]
 
     readme = hub.file("me/sub", "README.md").decode()
     assert_card_is_clean(readme)
@@ -290,7 +286,7 @@ def test_push_card_first_then_data(hub, subset, selection, law, landscape, caplo
     assert data["configs"][0]["data_files"][0]["path"] == "data/train-*"
     assert data["license"] == "cc-by-4.0" and "perplexity" in data["tags"]
     assert "## What the law predicts" in readme and "## How to reproduce" in readme
-    assert pq.read_table(io.BytesIO(second["data/train-00000-of-00001.parquet"])).to_pydict() == subset[:]
+    assert pq.read_table(io.BytesIO(files[shard])).to_pydict() == subset[:]
     assert json.loads(hub.file("me/sub", "law.json"))["params"] == law.params
 
     everything = b"".join(content for _, files in repo.commits for content in files.values())
@@ -372,19 +368,11 @@ def test_a_hub_that_repeats_the_token_is_not_repeated(hub, monkeypatch, subset):
     assert TOKEN not in str(refused.value)
 
 
-def test_no_hub_there(hub, monkeypatch, subset):
+def test_no_hub_there(hub, waits, subset):
     hub.stop()
-    waits = []
-    monkeypatch.setattr(time, "sleep", waits.append)
     with pytest.raises(ConnectionError, match=f"{hub.endpoint} cannot be reached.*HF_ENDPOINT"):
         push_subset_to_hub(subset, "me/sub", license="mit")
     assert sum(waits) < 5  # seconds: nobody waits long to hear that there is no network
-
-
-class NoWaiting:
-    """`time` for the client's retries."""
-
-    sleep = staticmethod(lambda seconds: None)
 
 
 @pytest.mark.parametrize(
@@ -400,12 +388,13 @@ class NoWaiting:
         ({"POST .*/commit/": 401}, "refuses the token"),
     ],
 )
-def test_a_push_that_stops_half_way_says_so_and_can_be_repeated(hub, monkeypatch, subset, law, fail, said):
-    monkeypatch.setattr("huggingface_hub.utils._http.time", NoWaiting)
+def test_a_push_that_stops_says_so_and_can_be_repeated(hub, subset, law, fail, said):
     hub.fail = fail
-    with pytest.raises((ConnectionError, PermissionError), match=f"stopped half-way.*run it again.*{said}") as stopped:
+    said = f"The push to me/sub stopped, which is as it was, or has all of it: .*{said}"
+    with pytest.raises((ConnectionError, PermissionError), match=said) as stopped:
         push_subset_to_hub(subset, "me/sub", law=law, license="mit")
     assert "\n" not in str(stopped.value) and TOKEN not in str(stopped.value)
+    assert hub.repos.get("me/sub") is None or hub.repos["me/sub"].files() == {}
     hub.fail = {}
     push_subset_to_hub(subset, "me/sub", law=law, license="mit")
     assert sorted(hub.repos["me/sub"].files()) == ["README.md", "data/train-00000-of-00001.parquet", "law.json"]

@@ -247,7 +247,10 @@ def test_the_hub_is_asked_before_any_work(work):
     with LoopbackHub(token=TOKEN) as hub:
         cases = {
             "there is no Hugging Face token": {"endpoint": hub.endpoint},
-            "the Hub refuses the token (401)": {"endpoint": hub.endpoint, "token": "hf_WrongToken"},
+            "the Hub refuses the token (401: Invalid credentials": {
+                "endpoint": hub.endpoint,
+                "token": "hf_WrongToken",
+            },
             "offline mode is on (HF_HUB_OFFLINE)": {"endpoint": hub.endpoint, "token": TOKEN, "HF_HUB_OFFLINE": "1"},
             "http://127.0.0.1:9 cannot be reached": {"token": TOKEN},
         }
@@ -260,11 +263,18 @@ def test_the_hub_is_asked_before_any_work(work):
 
 def test_a_failed_push_keeps_the_saved_subset(work):
     with LoopbackHub(token=TOKEN, fail={"POST .*/commit/": 500}) as hub:
-        push = ("--license", "mit", "--push_to_hub", "me/sub", "--output_dir", "kept")
-        done = run(work, *DATA, *LAW, *push, endpoint=hub.endpoint, token=TOKEN)
-    assert done.returncode == 2 and "stopped half-way" in done.stderr and "Traceback" not in done.stderr
-    assert f"Saved to {work / 'kept'}" in done.stdout
-    assert len(load_dataset(str(work / "kept"), split="train", cache_dir=str(work / "cache"))) == 100
+        push = (*DATA, *LAW, "--license", "mit", "--push_to_hub", "me/sub", "--output_dir", "kept")
+        done = run(work, *push, endpoint=hub.endpoint, token=TOKEN)
+        assert done.returncode == 2 and "The push to me/sub stopped" in done.stderr and "Traceback" not in done.stderr
+        assert f"Saved to {work / 'kept'}" in done.stdout
+        assert len(load_dataset(str(work / "kept"), split="train", cache_dir=str(work / "cache"))) == 100
+        assert hub.repos["me/sub"].files() == {}
+        hub.fail.clear()
+        done = run(work, *push, endpoint=hub.endpoint, token=TOKEN)  # the same command, without --overwrite
+        assert done.returncode == 0 and f"Pushed to {hub.endpoint}/datasets/me/sub." in done.stdout, done.stderr
+        assert len(hub.repos["me/sub"].commits) == 2
+        done = run(work, *push, "--seed", 5, endpoint=hub.endpoint, token=TOKEN)
+        assert done.returncode == 2 and "already holds another subset; name another folder" in done.stderr
 
 
 def test_the_recipe_has_the_options_of_the_function():

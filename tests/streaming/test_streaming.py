@@ -230,7 +230,6 @@ def test_rows_with_one_key_are_noticed(scored, tmp_path):
         {"deduplicate": "exact"},
         {"replay": 0.1},
         {"order": "shuffled"},
-        {"push_to_hub": "me/sub"},
         {"dataset_split": "train[:9]"},
     ],
 )

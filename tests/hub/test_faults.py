@@ -1,0 +1,79 @@
+"""Whatever request of a push fails: it is done whole or not at all, and pushing again ends right.
+
+The table of the long sweep: `make test-long ARGS="-k every_request -s"`. It goes through every request of three
+pushes, and through every third of the others; HUB_FAULTS=all goes through all.
+"""
+
+import os
+from collections import Counter
+
+import pytest
+from faulty_hub import LASTING, PASSING
+from hub.push_stages import THEIRS, break_request, push_between, stages, undisturbed
+
+FOR_EVER = 10**6
+WHOLE = ("subset again", "law again", "subset to a branch")
+
+
+@pytest.fixture
+def all_stages(faulty_hub, law, tmp_path):
+    return stages(faulty_hub, law, tmp_path)
+
+
+def requests_of(hub, stage):
+    return range(undisturbed(hub, stage).num_requests)
+
+
+@pytest.mark.parametrize("kind", ["cut_after", "500", "429"])
+def test_the_commit_fails_once(faulty_hub, all_stages, waits, kind):
+    for name in ("subset again", "law again"):
+        stage = all_stages[name]
+        commit = undisturbed(faulty_hub, stage).commit
+        waits.clear()
+        assert break_request(faulty_hub, stage, commit, kind, 1) == "done, new"
+        assert waits == [7.0 if kind == "429" else 1.0]  # as the Hub asks
+
+
+@pytest.mark.parametrize("path", THEIRS)
+def test_somebody_pushes_just_before_our_commit(faulty_hub, all_stages, path):
+    for name in ("subset again", "law again"):
+        stage = all_stages[name]
+        right = undisturbed(faulty_hub, stage)
+        ours = path in right.files and path != "README.md"
+        assert push_between(faulty_hub, stage, right.commit, path) == ("said, theirs" if ours else "done, both")
+
+
+@pytest.mark.parametrize("name", ["subset again", "law again", "subset to a branch", "streamed subset"])
+def test_the_same_push_again_makes_no_commit(faulty_hub, all_stages, name):
+    stage = all_stages[name]
+    stage.prepare(faulty_hub)
+    stage.push()
+    commits = stage.num_commits(faulty_hub)
+    faulty_hub.requests.clear()
+    stage.push()
+    assert stage.num_commits(faulty_hub) == commits == (3 if stage.before else 2)
+    assert not any(line.startswith("PUT") or "/commit/" in line for line in faulty_hub.requests)
+
+
+@pytest.mark.long
+def test_every_request_of_every_push(faulty_hub, all_stages, capsys):
+    table, faults = {}, 0
+    for name, stage in all_stages.items():
+        for kind in (*PASSING, *LASTING):
+            for times in (1, FOR_EVER) if kind in PASSING else (FOR_EVER,):
+                if kind == "silence" and times > 1 and name not in WHOLE[:2]:
+                    continue  # each takes seconds
+                counts, faults = Counter(), faults + 1
+                step = 1 if name in WHOLE or os.environ.get("HUB_FAULTS") == "all" else 3
+                for number in requests_of(faulty_hub, stage)[faults % step :: step]:
+                    outcome = break_request(faulty_hub, stage, number, kind, times)
+                    assert times > 1 or outcome == "done, new", (name, kind, number)  # what passes is not seen
+                    counts[outcome] += 1
+                table[name, f"{kind} {'once' if times == 1 else 'on'}"] = counts
+        for path in THEIRS:
+            counts = Counter(push_between(faulty_hub, stage, i, path) for i in requests_of(faulty_hub, stage))
+            table[name, f"meanwhile {path}"] = counts
+    with capsys.disabled():
+        for (name, fault), counts in table.items():
+            print(f"\n{name:20} {fault:45} {dict(sorted(counts.items()))}", end="")
+        print(f"\n{sum(counts.total() for counts in table.values()):,} pushes")
