@@ -69,8 +69,26 @@ def _check_depth(text: str, where: str) -> None:
             raise ValueError(f"{where} has brackets within brackets, more than {DEEPEST} deep; make the file again.")
 
 
+def load_yaml(text: str, where: str) -> Any:
+    """`yaml.safe_load` of what [`check_yaml`] finds no fault with.
+
+    Raises:
+        ValueError: naming `where` and what is wrong.
+    """
+    import yaml
+
+    try:
+        check_yaml(text, where)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # also of dates and numbers that there are not
+        if where in str(error):
+            raise
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())[:300]
+        raise ValueError(f"{where} cannot be read as YAML ({reason}); repair it.") from error
+
+
 def check_yaml(text: str, where: str) -> None:
-    """Refuse YAML whose meaning is not what one reads: a key twice, `&anchors` and `*aliases`, depths beyond 20.
+    """Refuse YAML that means other than one reads: a key twice, `&anchors`, `*aliases`, `!!tags`, depths beyond 20.
 
     Raises:
         ValueError: it has one of these.
@@ -85,6 +103,8 @@ def check_yaml(text: str, where: str) -> None:
         line = f"{where}, line {event.start_mark.line + 1}"
         if getattr(event, "anchor", None) is not None:  # of an alias, too
             raise ValueError(f"{line} has &{event.anchor} or *{event.anchor}; write out what it stands for.")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"{line} has the tag {event.tag[:80]!r}; write the value without it.")
         if isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             mappings.pop(), is_key.pop()
         elif not isinstance(event, (yaml.ScalarEvent, yaml.MappingStartEvent, yaml.SequenceStartEvent)):

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import HfApi, RepoCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..data.credentials import hide_credentials
-from ..data.strict import check_yaml, parse_json
+from ..data.strict import load_yaml, parse_json
 
 OUR_FILES = {  # what they say they are
     "law.json": ("scaling_law",),
@@ -73,6 +72,14 @@ def join_cards(existing: str | None, ours: str) -> str:
     return _with_metadata(merged, f"{before.lstrip()}{section}{after}")
 
 
+def read_card(path: Path) -> str | None:
+    """A README.md, or None where there is none; ValueError where it is not text."""
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); repair it.") from error
+
+
 def existing_readme(repo_id: str, repo_type: str, token: str | None) -> str | None:
     """The README of a repository, or None where there is no repository or no README.
 
@@ -81,7 +88,7 @@ def existing_readme(repo_id: str, repo_type: str, token: str | None) -> str | No
     """
     try:
         with _downloaded(repo_id, "README.md", repo_type, token) as path:
-            return path.read_text(encoding="utf-8")
+            return read_card(path)
     except LocalEntryNotFoundError as error:  # a kind of EntryNotFoundError
         raise ConnectionError(f"cannot read the README.md that {repo_id} may have: {error}") from error
     except (EntryNotFoundError, RepositoryNotFoundError):
@@ -123,6 +130,7 @@ def _default_split(present: set[str], metadata: dict[str, Any]) -> list[str]:
     configs = metadata.get("configs") or []
     if not configs:  # then every data file is of the default configuration
         return sorted(path for path in present if path.endswith(_DATA_SUFFIXES) and path not in OUR_FILES)
+    configs = [each for each in configs if isinstance(each, dict)] if isinstance(configs, list) else []
     taken = [f"the configuration {each['config_name']!r}" for each in configs if each.get("config_name") == "default"]
     return taken + sorted(path for path in present if path.startswith("data/train-"))
 
@@ -130,15 +138,11 @@ def _default_split(present: set[str], metadata: dict[str, Any]) -> list[str]:
 def _card(text: str) -> RepoCard:
     """A README, whose YAML block may be missing."""
     text = text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n{text}"
-    try:
-        if block := REGEX_YAML_BLOCK.search(text):  # before anything is made of it
-            check_yaml(block[2], "the YAML block of the README.md that is there")
-        return RepoCard(text, ignore_metadata_errors=True)
-    except yaml.YAMLError as error:
-        where = str(error).splitlines()[0]
-        raise ValueError(
-            f"the YAML block of the README.md that is there cannot be read ({where}); repair it."
-        ) from error
+    if block := REGEX_YAML_BLOCK.search(text):  # before anything is made of it
+        where = "the YAML block of the README.md that is there"
+        if not isinstance(found := load_yaml(block[2], where), dict | None):
+            raise ValueError(f"{where} is {type(found).__name__}, not a mapping like `license: cc-by-4.0`; repair it.")
+    return RepoCard(text, ignore_metadata_errors=True)
 
 
 def _with_metadata(metadata: dict[str, Any], text: str) -> str:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from ..data.saving import write_atomically
-from .existing import existing_readme, is_ours, join_cards, their_files
+from .existing import existing_readme, is_ours, join_cards, read_card, their_files
 from .law_card import law_card
 from .repository import HTTP_ERROR, HUB_TIMEOUT, check_hub_access, check_license, plain_hub_errors, usable_token
 
@@ -50,7 +50,7 @@ def save_law(law: Any, folder: str | os.PathLike, *, license: str | None = None)
         raise ValueError(f"{folder} holds a README.md of something else; name a new or empty folder.")
     card = law_card(law, license=license and check_license(license), name=folder.resolve().name)
     law.save(folder / LAW_FILE)
-    write_atomically(readme, join_cards(readme.read_text(encoding="utf-8") if readme.exists() else None, card))
+    write_atomically(readme, join_cards(read_card(readme), card))
     return folder
 
 

@@ -33,8 +33,8 @@ def template_options(
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except ValueError as error:
-            raise ValueError(f"Row {row} of the batch: column 'tools' is not JSON ({error}).") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"Row {row} of the batch: column 'tools' is not JSON ({error!s:.200}).") from error
     if not isinstance(chat_template_kwargs, Mapping | None):
         kind = type(chat_template_kwargs).__name__
         raise TypeError(f"Row {row} of the batch: column 'chat_template_kwargs' holds {kind}, not a dict.")

@@ -16,7 +16,7 @@ from datasets import concatenate_datasets
 from transformers import set_seed
 
 from hf_ppl_select.data.saving import write_atomically
-from hf_ppl_select.hub.existing import existing_readme, join_cards
+from hf_ppl_select.hub.existing import existing_readme, join_cards, read_card
 from training.card import CardFacts, TrainingRows, training_card
 from training.checkpoints import LIST, list_checkpoint, total_loss_of
 from training.cpu_trainer import CpuSFTTrainer
@@ -187,8 +187,8 @@ class RecipeTrainer(CpuSFTTrainer):
                 tags=["generated_from_trainer", *self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
             )
             path = Path(self.args.output_dir, "README.md")
-            readme = path.read_text(encoding="utf-8") if path.exists() else self.their_readme
-            write_atomically(path, join_cards(readme, str(card)))
+            readme = read_card(path)
+            write_atomically(path, join_cards(self.their_readme if readme is None else readme, str(card)))
 
 
 def _lengths(dataset: Dataset) -> np.ndarray:
