@@ -150,7 +150,8 @@ def _fill(benchmark: Benchmark, index: int, row: Row, source: str) -> _Filled | 
         if benchmark.where is None or str(row[benchmark.where[0]]) in benchmark.where[1]:
             return _fill_kept(benchmark, row)
     except KeyError as error:
-        message = f"no column {error!s:.80}; there are {', '.join(map(str, row)):.300}."
+        there = " ".join(", ".join(map(str, row)).split())
+        message = f"no column {error!s:.80}; there are {there:.300}."
         raise ValueError(f"{benchmark.name}, row {index} of {source}: {message}") from None
     except (AttributeError, IndexError, TypeError, ValueError) as error:  # a null, or another type than expected
         raise ValueError(f"{benchmark.name}, row {index} of {source}: {error}") from None

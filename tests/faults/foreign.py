@@ -9,20 +9,30 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
-from dataclasses import asdict
+from contextlib import redirect_stderr
+from dataclasses import asdict, fields
+from functools import cache
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from faults.hostile import changed_bytes, changed_document, changed_text
+from recipe_runs import CHAT_TEMPLATE
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from command_line import parse_options
 from hf_ppl_select.benchmarks import BENCHMARKS, own_benchmark
 from hf_ppl_select.benchmarks.loading import load_questions
+from hf_ppl_select.data.chunking import chunk_documents
 from hf_ppl_select.data.load import load_answers, load_texts
 from hf_ppl_select.hub.existing import _card, _default_split, join_cards, read_card
 from hf_ppl_select.likelihood.model_identity import adapter_base
+from hf_ppl_select.scoring.batches import read_batch
+from hf_ppl_select.scoring.ngrams.counts import NgramCounts, whole_texts
+from hf_ppl_select.scoring.rows import tokenize_rows
 from training.checkpoints import checkpoint_to_resume
 
 DOCUMENTS = [{"text": f"Fever number {i} is treated with tea.", "kind": "a", "id": i} for i in range(6)]
@@ -31,6 +41,10 @@ CHATS = [
     for i in range(4)
 ]
 PAIRS = [{"prompt": f"What is {i}?", "completion": f"{i} is tea."} for i in range(4)]
+TOOLS = [
+    {**chat, "tools": [{"type": "function", "function": {"name": "f"}}], "chat_template_kwargs": {"a": 1}}
+    for chat in CHATS
+]
 OWN = [{"question": f"Which is {i}?", "choices": ["tea", "rest", "fever"], "answer": i % 3} for i in range(5)]
 ROWS = {  # of the benchmarks whose rows are unlike
     "medqa_4options": {"sent1": "Which?", "ending0": "a", "ending1": "b", "ending2": "c", "ending3": "d", "label": 1},
@@ -50,8 +64,7 @@ CARD = "---\nlicense: other\ntags:\n- a\nconfigs:\n- config_name: default\n  dat
 OURS = "---\nlicense: cc-by-4.0\ntags:\n- hf_ppl_select\n---\n# Ours\n"
 _DATA, _CPU = {"dataset_name": "d.jsonl", "output_dir": "o"}, {"use_cpu": True, "bf16": False}
 RECIPES = {
-    "score": _DATA
-    | {"chunk_length": 64, "keep_columns": ["a"], "trusted": "t", "reference_epochs": 2.0},
+    "score": _DATA | {"chunk_length": 64, "keep_columns": ["a"], "trusted": "t", "reference_epochs": 2.0},
     "score_ngrams": _DATA | {"trusted": "t.jsonl"},
     "score_ray": _DATA,
     "deduplicate": _DATA | {"near_threshold": 0.8, "max_line_documents": 3},
@@ -160,9 +173,16 @@ def card(path):
 
 def options_of(recipe):
     def read(path):
-        environment = dict(os.environ)
+        environment, said = dict(os.environ), io.StringIO()
         try:
-            parsed = parse_options(importlib.import_module(recipe).make_parser(), ["--config", str(path)])
+            parser = importlib.import_module(recipe).make_parser()
+            with redirect_stderr(said):
+                parsed = parse_options(parser, ["--config", str(path)])
+        except SystemExit as exit:
+            message = said.getvalue().strip().rpartition("error: ")[2]
+            options = {option.name for kind in parser.dataclass_types for option in fields(kind)}
+            assert exit.code == 2 and (str(path) in message or any(name in message for name in options)), message
+            raise ValueError(f"{path.name}: {message}") from None
         finally:
             os.environ.clear()
             os.environ.update(environment)
@@ -184,15 +204,31 @@ def yaml_of(options):
     return "".join(lines)
 
 
+@cache
+def tokenizer():
+    """One token a byte, and a chat template."""
+    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    model = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|end|>", chat_template=CHAT_TEMPLATE)
+
+
 def scored_rows(path):
     """What a scorer makes of rows, however they came to be read: the tokens of each, and its text."""
-    rows = json.loads(path.read_text())
+    try:
+        rows = json.loads(path.read_text())
+        assert all(isinstance(row, dict) for row in rows)
+    except (ValueError, AssertionError):  # no table at all
+        return []
     batch = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     try:
-        found = [whole_texts(read_batch(batch, "text")[0], "text")]
-        return [*found, [row.ids for row in tokenize_rows(batch, tokenizer())]]
+        found = whole_texts(read_batch(batch, "text")[0], "text")
+        NgramCounts(64).update(found)
+        if "text" in batch:
+            chunk_documents(batch, tokenizer(), 8)
+        return [found, [row.ids for row in tokenize_rows(batch, tokenizer())]]
     except (ValueError, KeyError, TypeError) as error:
-        assert re.search(r"[Rr]ow \d|column|messages|chat template", str(error)), error
+        assert re.search(r"[Rr]ow \d|[Cc]olumn|messages|chat template|of the batch", str(error)), error
         raise type(error)(f"{path.name}: {' '.join(str(error).split())}") from error
 
 
@@ -207,6 +243,9 @@ OTHERS = {
     "README.md": Kind(card, CARD),
     "adapter_config.json": Kind(lambda path: adapter_base(str(path.parent)), ADAPTER, "json"),
     "trainer_state.json": Kind(resumed, STATE, "json"),
+    "text_rows.json": Kind(scored_rows, DOCUMENTS, "json", False),
+    "pair_rows.json": Kind(scored_rows, PAIRS, "json", False),
+    "chat_rows.json": Kind(scored_rows, TOOLS, "json", False),
 }
 CORPORA = {
     **{f"corpus.{suffix}": Kind(texts, DOCUMENTS, suffix, suffix != "parquet") for suffix in WRITERS},

@@ -151,4 +151,8 @@ def _near(value, rng):
         return rng.choice([value[::-1], value[:-1], value + value, *more])
     if isinstance(value, list):
         return rng.choice([value[::-1], value[:-1], value + value, value[:1], [value]])
-    return [value] if value is None else rng.choice([[value], dict(list(value.items())[1:]), list(value.items())])
+    return (
+        [value]
+        if value is None
+        else rng.choice([[value], dict(list(value.items())[1:]), list(map(list, value.items()))])
+    )
