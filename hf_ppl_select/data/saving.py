@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .credentials import without_credentials
-from .strict import parse_json
+from .strict import in_a_line, parse_json
 
 try:
     import fcntl
@@ -146,9 +146,7 @@ def load_json(
     try:
         result = read(document, where)
     except ValueError as error:
-        if where in str(error):
-            raise
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(in_a_line(str(error) if where in str(error) else f"{where}: {error}")) from error
     if written is None and not any(isinstance(x, str) and x.startswith(_ALGORITHM) for x in document.values()):
         warnings.warn(f"{path} has no checksum, as earlier versions wrote it; save it again.", stacklevel=3)
     elif written != true:

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 MOST_DIGITS = 40  # of a whole number: beyond all that is counted, and int() of thousands takes long
+LONGEST_MESSAGE = 1500  # characters
 DEEPEST = 20  # brackets within brackets
 
 
@@ -56,6 +57,12 @@ def check_text(text: str, where: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} holds half a character, {text[error.start]!r}; write it anew as UTF-8.") from error
+
+
+def in_a_line(message: str) -> str:
+    """An error's message, of whatever it quotes, as a line that one reads."""
+    message = re.sub(r"(\S{300})\S+", r"\1...", re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]+\s*", " ", message))
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
 
 
 def _check_depth(text: str, where: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_ppl_select.command import as_typed
 from hf_ppl_select.data.credentials import hide_credentials
+from hf_ppl_select.data.strict import in_a_line
 
 from .config_file import check_config
 
@@ -80,18 +80,13 @@ def parse_options(parser: Any, args: list[str] | None = None) -> tuple:
     if given[-1:] == ["--config"]:
         parser.exit(2, f"{parser.prog}: error: --config needs a YAML file.\n")
     parser.usage = USAGE  # not hundreds of them before each error
-    parser.error = lambda message: type(parser).error(parser, _shown(message))
+    parser.error = lambda message: type(parser).error(parser, in_a_line(hide_credentials(message)))
     try:
         if "--config" in given:
             check_config(given[given.index("--config") + 1], parser.dataclass_types)
         return parser.parse_args_and_config(args=args)
     except (OSError, ValueError, TypeError) as error:
-        parser.exit(2, f"{parser.prog}: error: {_shown(str(error))}\n")
-
-
-def _shown(message: str) -> str:
-    """Without credentials, and words of a length that one reads."""
-    return re.sub(r"(\S{200})\S+", r"\1...", hide_credentials(message))
+        parser.exit(2, f"{parser.prog}: error: {in_a_line(hide_credentials(str(error)))}\n")
 
 
 def run(main: Callable[[], Any]) -> None:

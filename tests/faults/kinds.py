@@ -80,11 +80,11 @@ def _law(path):
 
 
 def _landscape(path):
-    PerplexityLandscape.from_dataset(scored(), model="tiny").save(path)
+    PerplexityLandscape.from_dataset(scored(100), model="tiny").save(path)
 
 
 def _joint(path):
-    PerplexityLandscape.from_dataset(scored(), column=("perplexity", "ratio")).save(path)
+    PerplexityLandscape.from_dataset(scored(60), column=("perplexity", "ratio")).save(path)
 
 
 def _selector(path):
