@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .shards import check_folder_of_shards
+from .strict import check_nesting
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,6 +43,8 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
             raise ValueError(f"{name} is not a dataset: bring a {', '.join(FILE_KINDS)} file, or a folder.")
         options = {"sample_by": "paragraph"} if kind == "text" else {}
         with _named(name, f" as {kind}, split {split!r}"):
+            if kind == "json":
+                check_nesting(path)
             rows = load_dataset(kind, data_files={split.partition("[")[0]: str(path)}, split=split, **options)
     elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         with _named(name, ", a folder of save_to_disk"):

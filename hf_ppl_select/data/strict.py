@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from typing import Any
 
 MOST_DIGITS = 40  # of a whole number: beyond all that is counted, and int() of thousands takes long
 LONGEST_MESSAGE = 1500  # characters
+DEEPEST_OF_ROWS = 100
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as int8: 1 and -1
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 DEEPEST = 20  # brackets within brackets
 
 
@@ -92,6 +97,27 @@ def load_yaml(text: str, where: str) -> Any:
             raise
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())[:300]
         raise ValueError(f"{where} cannot be read as YAML ({reason}); repair it.") from error
+
+
+def check_nesting(path: str | os.PathLike) -> None:
+    """Refuse rows of JSON with brackets within brackets, a hundred deep: pyarrow ends the process at some thousands.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    import numpy as np
+
+    depth = 0
+    with open(path, "rb") as file:
+        for line in file:
+            is_row = line.startswith(b"{") and line.rstrip().endswith(b"}")
+            if is_row and line.count(b"[") + line.count(b"{") <= DEEPEST_OF_ROWS:
+                continue
+            brackets = np.frombuffer(_STRING.sub(b"", line).translate(_BRACKETS, _NO_BRACKETS), np.int8)
+            depths = depth + np.cumsum(brackets, dtype=np.int64)
+            if len(depths) and depths.max() > DEEPEST_OF_ROWS:
+                raise ValueError(f"{path} has brackets within brackets, more than {DEEPEST_OF_ROWS} deep.")
+            depth = int(depths[-1]) if len(depths) else depth
 
 
 def check_yaml(text: str, where: str) -> None:

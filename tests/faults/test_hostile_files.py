@@ -118,9 +118,12 @@ def attack_foreign(name, path, cases):
 
 @pytest.fixture(autouse=True)
 def quiet():
+    before = datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     yield
     datasets.enable_progress_bars()
+    datasets.logging.set_verbosity(before)
 
 
 def attack(name, folder, many):
