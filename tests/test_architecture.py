@@ -46,8 +46,8 @@ MAY_IMPORT = {
     # What stands on it
     "trainer_callbacks": "benchmarks law likelihood scoring",
     "recipes/command_line": "command data",
-    "recipes/comparing": "benchmarks data plots",
     "recipes/training": "data hf_ppl_select hub likelihood scoring selection trainer_callbacks",
+    "recipes/comparing": "benchmarks data plots recipes/training",
     "recipes/fitting": "data hf_ppl_select landscape law likelihood plots probes recipes/training scoring selection "
     "trainer_callbacks",
     "recipes/quickstart_steps": "data hf_ppl_select landscape law likelihood plots recipes/comparing recipes/fitting "

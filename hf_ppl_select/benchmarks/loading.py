@@ -150,7 +150,8 @@ def _fill(benchmark: Benchmark, index: int, row: Row, source: str) -> _Filled | 
         if benchmark.where is None or str(row[benchmark.where[0]]) in benchmark.where[1]:
             return _fill_kept(benchmark, row)
     except KeyError as error:
-        message = f"no column {error}; there are {', '.join(map(str, row))}."
+        there = " ".join(", ".join(map(str, row)).split())
+        message = f"no column {error!s:.80}; there are {there:.300}."
         raise ValueError(f"{benchmark.name}, row {index} of {source}: {message}") from None
     except (AttributeError, IndexError, TypeError, ValueError) as error:  # a null, or another type than expected
         raise ValueError(f"{benchmark.name}, row {index} of {source}: {error}") from None
@@ -167,7 +168,7 @@ def _fill_kept(benchmark: Benchmark, row: Row) -> _Filled:
     if not body.strip():
         raise ValueError("the prompt is empty.")
     if len(choices) < 2 or not all(isinstance(choice, str) and choice for choice in choices):
-        raise ValueError(f"there must be two or more choices, none of them empty, not {list(choices)}.")
+        raise ValueError(f"there must be two or more choices, none of them empty, not {list(choices)!r:.300}.")
     description = formatter.vformat(benchmark.description, (), row)
     return _Filled(description, body, choices, answer_index(row[benchmark.answer], choices), key)
 

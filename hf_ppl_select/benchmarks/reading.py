@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -130,15 +131,25 @@ def _read_file(path: Path) -> list[Row]:
         import pyarrow.parquet as pq
 
         try:
-            return pq.read_table(path).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} is not a parquet file: {error}") from None
+            return pq.read_table(path, page_checksum_verification=True).to_pylist()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} is not a parquet file: {reason}") from None
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); write it anew.") from None
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [_parse_nested(path, index, row) for index, row in enumerate(csv.DictReader(file))]
-    text = path.read_text(encoding="utf-8-sig")
+        try:
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        except csv.Error as error:
+            raise ValueError(f"{path} is not a .csv file: {error}") from None
+        return [_parse_nested(path, index, row) for index, row in enumerate(rows)]
     if path.suffix == ".json" and text.lstrip().startswith("["):
-        return parse_json(text, str(path))
+        rows = parse_json(text, str(path))
+        if (wrong := next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)) is not None:
+            raise ValueError(f"{path}, row {wrong} is not a JSON object.")
+        return rows
     return list(_json_lines(path, text))
 
 
@@ -159,7 +170,7 @@ def _parse_nested(path: Path, index: int, row: dict[str, str]) -> Row:
                 parsed[column] = parse_json(row[column], f"column {column!r}")
             except ValueError as error:
                 raise ValueError(
-                    f"{path}, row {index}: column {column!r} must be JSON in .csv, not {row[column]!r} ({error})."
+                    f"{path}, row {index}: column {column!r} must be JSON in .csv, not {row[column]!r:.80} ({error})."
                 ) from None
     return parsed
 
@@ -183,7 +194,7 @@ def prepare_cmmlu(row: Row) -> Row:
 
 def _known(names: Mapping[str, str], row: Row, column: str) -> str:
     if row[column] not in names:
-        raise ValueError(f"{column} {row[column]!r} is none of {', '.join(names)}.")
+        raise ValueError(f"{column} {row[column]!r:.80} is none of {', '.join(names)}.")
     return names[row[column]]
 
 
@@ -194,7 +205,7 @@ def prepare_pubmedqa(row: Row) -> Row:
 def prepare_arc(row: Row) -> Row:
     labels = list(row["choices"]["label"])
     if row["answerKey"] not in labels:
-        raise ValueError(f"answerKey {row['answerKey']!r} is none of the labels {labels}.")
+        raise ValueError(f"answerKey {row['answerKey']!r:.80} is none of the labels {labels!r:.300}.")
     return {**row, "texts": row["choices"]["text"], "gold": labels.index(row["answerKey"])}
 
 
@@ -228,5 +239,5 @@ def prepare_diagnosis_arena(row: Row) -> Row:
     if isinstance(options, Mapping):
         options = "\n".join(f"{letter}. {text}" for letter, text in sorted(options.items()) if text is not None)
     if not isinstance(options, str) or not options.strip():
-        raise ValueError(f"Options must be a text or one text per letter, not {row['Options']!r}.")
+        raise ValueError(f"Options must be a text or one text per letter, not {row['Options']!r:.80}.")
     return {**row, "options": options.strip()}

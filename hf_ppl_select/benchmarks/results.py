@@ -34,7 +34,7 @@ _RECORD = {
     "num_truncated": _COUNT,
     "digest": Text(),
 }
-_ESTIMATES = Names({**dict.fromkeys(("value", "low", "high"), Number(-1e9, 1e9)), "n": _COUNT})
+_ESTIMATES = dict.fromkeys(METRICS, {**dict.fromkeys(("value", "low", "high"), Number(-1e9, 1e9)), "n": _COUNT})
 _RUN = {
     "model": Text(),
     "limit": maybe(_COUNT),
@@ -126,7 +126,7 @@ class BenchmarkResults:
         check(payload, _RESULTS, where)
         benchmarks = {}
         for name, result in payload["benchmarks"].items():
-            records = tuple(map(_record, result["records"]))
+            records = tuple(_record(record, where) for record in result["records"])
             benchmarks[name] = BenchmarkResult(
                 **{**result, "metrics": _estimates(result["metrics"]), "records": records}
             )
@@ -215,7 +215,7 @@ def load_records(path: str | os.PathLike) -> SavedRecords:
     for row in rows:
         name = row.pop("benchmark")
         groups[name] = row.pop("group")
-        records.setdefault(name, []).append(_record(row))
+        records.setdefault(name, []).append(_record(row, os.fspath(path)))
     return SavedRecords(
         {name: tuple(found) for name, found in records.items()}, groups, {name: header[name] for name in _SETTINGS}
     )
@@ -233,8 +233,13 @@ def markdown_table(rows: Mapping[str, Mapping[str, Estimate]]) -> str:
     return "\n".join(lines)
 
 
-def _record(row: Mapping[str, Any]) -> Record:
-    return Record(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+def _record(row: Mapping[str, Any], where: str) -> Record:
+    record = Record(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+    sizes = {len(record.log_likelihoods), len(record.num_chars), len(record.num_bytes)}
+    within = max(record.gold, record.predicted) < min(sizes) and min(*record.num_chars, *record.num_bytes) > 0
+    if len(sizes) > 1 or not within:
+        raise ValueError(f"{where} has a record of question {record.index} whose choices do not fit together.")
+    return record
 
 
 def _estimates(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Estimate]:

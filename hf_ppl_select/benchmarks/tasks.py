@@ -131,11 +131,11 @@ def check_index_base(rows: Sequence[Row]) -> None:
 def prepare_own(row: Row, index_base: int = 0) -> Row:
     question, choices = row["question"], row["choices"]
     if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"question must be text, not {question!r}.")
+        raise ValueError(f"question must be text, not {question!r:.80}.")
     if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise ValueError(f"choices must be a list of texts (in .csv: a JSON list), not {choices!r}.")
+        raise ValueError(f"choices must be a list of texts (in .csv: a JSON list), not {choices!r:.300}.")
     if len(set(choices)) < len(choices):
-        raise ValueError(f"choices must differ from each other: {choices!r}.")
+        raise ValueError(f"choices must differ from each other: {choices!r:.300}.")
     letters = [chr(ord("A") + i) for i in range(len(choices))]
     listing = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))
     gold = answer_index(row["answer"], choices, index_base)
@@ -164,12 +164,12 @@ def answer_index(answer: Any, choices: Sequence[str], index_base: int = 0) -> in
         if len(found) > 1:  # "2" or "B" may be an index or letter past the end, and a text
             found &= set(range(len(choices)))
     if len(found) > 1:
-        raise ValueError(f"answer {answer!r} can mean any of the choices {sorted(found)}; give the index instead.")
+        raise ValueError(f"answer {answer!r:.80} can mean any of the choices {sorted(found)}; give the index instead.")
     if not found or not 0 <= min(found) < len(choices):
         last = len(choices) - 1 + index_base
         hint = " Counted from 1? own_benchmark(path, index_base=1)." if number == len(choices) else ""
         where = f"({index_base} to {last})"
-        raise ValueError(f"answer {answer!r} is no index {where}, letter or text of {list(choices)}.{hint}")
+        raise ValueError(f"answer {answer!r:.80} is no index {where}, letter or text of {list(choices)!r:.300}.{hint}")
     return min(found)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+from .strict import check_text
+
 LEFT_OUT = "left_out"
 
 
@@ -138,7 +140,11 @@ def _tokenized(
             size += len(texts[last])
             last += 1
         part = list(texts[first:last])
-        encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        try:
+            encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        except (TypeError, UnicodeEncodeError):
+            check_text("".join(part), "a document of the batch")
+            raise
         yield from zip(part, encoded["offset_mapping"])
         first = last
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .shards import check_folder_of_shards
+from .strict import check_nesting
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 FILE_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
+_TEXT_TYPES = ("string", "large_string")
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # what a chat template is rendered from, beside messages
 
 
@@ -31,7 +33,6 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
             a shard, or has another than was written.
     """
     from datasets import DatasetDict, load_dataset, load_from_disk
-    from datasets.exceptions import DatasetGenerationError
 
     path = Path(name).expanduser()
     kind = FILE_KINDS.get(path.suffix)
@@ -41,13 +42,13 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         if kind is None:
             raise ValueError(f"{name} is not a dataset: bring a {', '.join(FILE_KINDS)} file, or a folder.")
         options = {"sample_by": "paragraph"} if kind == "text" else {}
-        try:
+        with _named(name, f" as {kind}, split {split!r}"):
+            if kind == "json":
+                check_nesting(path)
             rows = load_dataset(kind, data_files={split.partition("[")[0]: str(path)}, split=split, **options)
-        except (DatasetGenerationError, StopIteration, ValueError) as error:
-            reason = error.__cause__ or str(error) or "it is empty"
-            raise ValueError(f"{name} cannot be read as {kind}, split {split!r}: {reason}") from error
     elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        rows = load_from_disk(str(path))
+        with _named(name, ", a folder of save_to_disk"):
+            rows = load_from_disk(str(path))
         splits = rows if isinstance(rows, DatasetDict) else {"train": rows}
         if split not in splits:
             raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
@@ -72,16 +73,24 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Errors of `datasets` about a file that it cannot read, as a ValueError with the cause."""
+def _named(name: str, how: str = "") -> Iterator[None]:
+    """Errors of `datasets` about a file that it cannot read, as a ValueError with the cause.
+
+    Without `how`, where rows come from the Hub, errors about names, configurations and splits stay what they are.
+    """
     import pyarrow as pa
     from datasets.exceptions import DatasetGenerationError
 
+    broken = (DatasetGenerationError, pa.ArrowException)
+    if how:  # what its parsers raise on files that are not what they are called
+        broken += (OSError, StopIteration, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
     try:
         yield
-    except (DatasetGenerationError, pa.ArrowException) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise ValueError(f"{name} cannot be read: {reason}") from error
+    except broken as error:
+        if getattr(error, "errno", None) is not None:  # of the disk, not of what is in the file
+            raise
+        reason = " ".join(str(error.__cause__ or error).split())[:300] or "it is empty"
+        raise ValueError(f"{name} cannot be read{how}: {reason}") from error
 
 
 def load_texts(
@@ -101,7 +110,7 @@ def load_texts(
         column = "text"
     if column not in rows.column_names:
         raise ValueError(f"{name} has no column {column!r}; its columns are {', '.join(rows.column_names)}.")
-    if (dtype := getattr(rows.features[column], "dtype", "list")) not in ("string", "large_string", "null"):
+    if (dtype := getattr(rows.features[column], "dtype", "list")) not in (*_TEXT_TYPES, "null"):
         raise ValueError(f"column {column!r} of {name} holds {dtype}, not text.")
     texts = rows.select_columns(column).filter(_has_text, batched=True, input_columns=column)
     if not len(texts):
@@ -137,6 +146,9 @@ def load_answers(
     pair = {prompt_column: "prompt", completion_column: "completion"}
     more = [column for column in TEMPLATE_COLUMNS if column in rows.column_names and column not in pair]
     if set(pair) <= set(rows.column_names):
+        for column in pair:
+            if (dtype := getattr(rows.features[column], "dtype", "list")) not in (*_TEXT_TYPES, "null", "list"):
+                raise ValueError(f"column {column!r} of {name} holds {dtype}, neither text nor messages.")
         if prompt_template is not None and getattr(rows.features[prompt_column], "dtype", "list") == "list":
             raise ValueError(f"prompt_template is for prompts of text; {prompt_column!r} of {name} holds messages.")
         answered = rows.select_columns([*pair, *more]).filter(_has_both, batched=True, input_columns=list(pair))
@@ -145,7 +157,8 @@ def load_answers(
             answered = answered.map(lambda row: {"prompt": prompt_template.replace("{prompt}", row["prompt"])})
     elif "messages" in rows.column_names:
         answered = rows.select_columns(["messages", *more])
-        answered = answered.filter(_has_assistant, batched=True, input_columns="messages")
+        options = {"batched": True, "input_columns": "messages", "fn_kwargs": {"name": name}}
+        answered = answered.filter(_has_assistant, **options)
     else:
         columns = ", ".join(rows.column_names)
         raise ValueError(
@@ -164,5 +177,10 @@ def _has_both(prompts: list, completions: list) -> list[bool]:
     return [bool(prompt) and bool(completion) for prompt, completion in zip(prompts, completions)]
 
 
-def _has_assistant(conversations: list[list[dict] | None]) -> list[bool]:
+def _has_assistant(conversations: list[list[dict] | None], name: str) -> list[bool]:
+    for turns in conversations:
+        if turns is not None and not isinstance(turns, list):
+            raise ValueError(f"column 'messages' of {name} holds {type(turns).__name__}, not lists of messages.")
+        if wrong := [turn for turn in turns or () if not isinstance(turn, dict) or "role" not in turn]:
+            raise ValueError(f"column 'messages' of {name} holds {wrong[0]!r:.80}, no message with a role.")
     return [any(turn["role"] == "assistant" for turn in turns or ()) for turns in conversations]

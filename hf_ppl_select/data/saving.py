@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import hashlib
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .credentials import without_credentials
-from .strict import parse_json
+from .strict import in_a_line, parse_json
 
 try:
     import fcntl
@@ -148,10 +149,8 @@ def load_json(
     try:
         result = read(document, where)
     except ValueError as error:
-        if where in str(error):
-            raise
-        raise ValueError(f"{where}: {error}") from error
-    if written is None and not any(isinstance(x, str) and x.startswith(_ALGORITHM) for x in document.values()):
+        raise ValueError(in_a_line(str(error) if where in str(error) else f"{where}: {error}")) from error
+    if written is None and not difflib.get_close_matches("checksum", document):  # one that was damaged, too
         warnings.warn(f"{path} has no checksum, as earlier versions wrote it; save it again.", stacklevel=3)
     elif written != true:
         raise ValueError(

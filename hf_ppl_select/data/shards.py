@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .saving import load_json, save_json
-from .schema import Names, Number, Text, check
+from .schema import Names, Number, Text, check, checked
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})((?:-[0-9a-f]+)?\.parquet)")
@@ -48,6 +48,16 @@ def file_sha256(path: str | os.PathLike) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def save_note(path: str | os.PathLike, shard: Mapping[str, Any]) -> None:
+    """Save what [`describe_shard`] says of one shard, until there is a manifest."""
+    save_json(path, dict(shard), kind="shard", version=1)
+
+
+def load_note(path: str | os.PathLike) -> dict[str, Any]:
+    """The reverse; ValueError where the note was cut off or changed."""
+    return load_json(path, kind="shard", version=1, read=checked(_SHARD))
 
 
 def save_manifest(path: str | os.PathLike, settings: Mapping[str, Any], shards: Mapping[str, Any] | None) -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from typing import Any
 
 MOST_DIGITS = 40  # of a whole number: beyond all that is counted, and int() of thousands takes long
+LONGEST_MESSAGE = 1500  # characters
+DEEPEST_OF_ROWS = 100
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as int8: 1 and -1
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 DEEPEST = 20  # brackets within brackets
 
 
@@ -58,6 +64,12 @@ def check_text(text: str, where: str) -> None:
         raise ValueError(f"{where} holds half a character, {text[error.start]!r}; write it anew as UTF-8.") from error
 
 
+def in_a_line(message: str) -> str:
+    """An error's message, of whatever it quotes, as a line that one reads."""
+    message = re.sub(r"(\S{300})\S+", r"\1...", re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]+\s*", " ", message))
+    return message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}..."
+
+
 def _check_depth(text: str, where: str) -> None:
     if text.count("[") + text.count("{") <= DEEPEST:
         return
@@ -69,8 +81,47 @@ def _check_depth(text: str, where: str) -> None:
             raise ValueError(f"{where} has brackets within brackets, more than {DEEPEST} deep; make the file again.")
 
 
+def load_yaml(text: str, where: str) -> Any:
+    """`yaml.safe_load` of what [`check_yaml`] finds no fault with.
+
+    Raises:
+        ValueError: naming `where` and what is wrong.
+    """
+    import yaml
+
+    try:
+        check_yaml(text, where)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # also of dates and numbers that there are not
+        if where in str(error):
+            raise
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())[:300]
+        raise ValueError(f"{where} cannot be read as YAML ({reason}); repair it.") from error
+
+
+def check_nesting(path: str | os.PathLike) -> None:
+    """Refuse rows of JSON with brackets within brackets, a hundred deep: pyarrow ends the process at some thousands.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    import numpy as np
+
+    depth = 0
+    with open(path, "rb") as file:
+        for line in file:
+            is_row = line.startswith(b"{") and line.rstrip().endswith(b"}")
+            if is_row and line.count(b"[") + line.count(b"{") <= DEEPEST_OF_ROWS:
+                continue
+            brackets = np.frombuffer(_STRING.sub(b"", line).translate(_BRACKETS, _NO_BRACKETS), np.int8)
+            depths = depth + np.cumsum(brackets, dtype=np.int64)
+            if len(depths) and depths.max() > DEEPEST_OF_ROWS:
+                raise ValueError(f"{path} has brackets within brackets, more than {DEEPEST_OF_ROWS} deep.")
+            depth = int(depths[-1]) if len(depths) else depth
+
+
 def check_yaml(text: str, where: str) -> None:
-    """Refuse YAML whose meaning is not what one reads: a key twice, `&anchors` and `*aliases`, depths beyond 20.
+    """Refuse YAML that means other than one reads: a key twice, `&anchors`, `*aliases`, `!!tags`, depths beyond 20.
 
     Raises:
         ValueError: it has one of these.
@@ -85,6 +136,8 @@ def check_yaml(text: str, where: str) -> None:
         line = f"{where}, line {event.start_mark.line + 1}"
         if getattr(event, "anchor", None) is not None:  # of an alias, too
             raise ValueError(f"{line} has &{event.anchor} or *{event.anchor}; write out what it stands for.")
+        if getattr(event, "tag", None) is not None:
+            raise ValueError(f"{line} has the tag {event.tag[:80]!r}; write the value without it.")
         if isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             mappings.pop(), is_key.pop()
         elif not isinstance(event, (yaml.ScalarEvent, yaml.MappingStartEvent, yaml.SequenceStartEvent)):

@@ -6,14 +6,13 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import RepoCard, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..data.credentials import hide_credentials
-from ..data.strict import check_yaml, parse_json
+from ..data.strict import load_yaml, parse_json
 from .repository import in_plain_words
 from .retries import HTTP_ERROR, patiently
 
@@ -81,6 +80,18 @@ def join_cards(existing: str | None, ours: str) -> str:
     return _with_metadata(merged, f"{before.lstrip()}{section}{after}")
 
 
+def read_card(path: Path) -> str | None:
+    """A README.md, or None where there is none; ValueError where it is not text."""
+    return _decoded(path.read_bytes(), str(path)) if path.exists() else None
+
+
+def _decoded(card: bytes, name: str) -> str:
+    try:
+        return card.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 ({error.reason} at byte {error.start}); repair it.") from error
+
+
 def card_to_push(local: str, title: str, theirs: str | None) -> str:
     """The card of a folder under another title; in a repository that has one, only our section of it and metadata."""
     card = _card(local)
@@ -113,7 +124,7 @@ def existing_readme(repo_id: str, repo_type: str, token: str | None, revision: s
         ConnectionError: the Hub cannot be asked; what its cache holds may be old.
     """
     try:
-        return _read(repo_id, "README.md", repo_type, token, revision).decode("utf-8")
+        return _decoded(_read(repo_id, "README.md", repo_type, token, revision), f"the README.md of {repo_id}")
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
         return None
     except HTTP_ERROR as error:
@@ -165,6 +176,7 @@ def _default_split(present: set[str], metadata: dict[str, Any]) -> list[str]:
     configs = metadata.get("configs") or []
     if not configs:  # then every data file is of the default configuration
         return sorted(path for path in present if path.endswith(_DATA_SUFFIXES) and path not in OUR_FILES)
+    configs = [each for each in configs if isinstance(each, dict)] if isinstance(configs, list) else []
     taken = [f"the configuration {each['config_name']!r}" for each in configs if each.get("config_name") == "default"]
     return taken + sorted(path for path in present if path.startswith("data/train-"))
 
@@ -172,15 +184,11 @@ def _default_split(present: set[str], metadata: dict[str, Any]) -> list[str]:
 def _card(text: str) -> RepoCard:
     """A README, whose YAML block may be missing."""
     text = text if text.lstrip().startswith("---") else f"---\n{{}}\n---\n{text}"
-    try:
-        if block := REGEX_YAML_BLOCK.search(text):  # before anything is made of it
-            check_yaml(block[2], "the YAML block of the README.md that is there")
-        return RepoCard(text, ignore_metadata_errors=True)
-    except yaml.YAMLError as error:
-        where = str(error).splitlines()[0]
-        raise ValueError(
-            f"the YAML block of the README.md that is there cannot be read ({where}); repair it."
-        ) from error
+    if block := REGEX_YAML_BLOCK.search(text):  # before anything is made of it
+        where = "the YAML block of the README.md that is there"
+        if not isinstance(found := load_yaml(block[2], where), dict | None):
+            raise ValueError(f"{where} is {type(found).__name__}, not a mapping like `license: cc-by-4.0`; repair it.")
+    return RepoCard(text, ignore_metadata_errors=True)
 
 
 def _with_metadata(metadata: dict[str, Any], text: str) -> str:

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from ..data.saving import write_atomically
-from .existing import is_ours, join_cards
+from .existing import is_ours, join_cards, read_card
 from .law_card import law_card
 from .one_commit import PushPlan, push_in_one_commit
 from .repository import check_license, in_plain_words
@@ -53,7 +53,7 @@ def save_law(law: Any, folder: str | os.PathLike, *, license: str | None = None)
         raise ValueError(f"{folder} holds a README.md of something else; name a new or empty folder.")
     card = law_card(law, license=license and check_license(license), name=folder.resolve().name)
     law.save(folder / LAW_FILE)
-    write_atomically(readme, join_cards(readme.read_text(encoding="utf-8") if readme.exists() else None, card))
+    write_atomically(readme, join_cards(read_card(readme), card))
     return folder
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.saving import path_aside, write_atomically
 from ..data.shards import MANIFEST, describe_shard, save_manifest
 from ..landscape.landscape import PerplexityLandscape
-from .existing import OUR_FILES, is_ours, join_cards
+from .existing import OUR_FILES, is_ours, join_cards, read_card
 from .repository import check_license
 from .subset_card import subset_card
 
@@ -103,18 +103,13 @@ def save_subset(
             shards[path.name] = describe_shard(path)
         save_manifest(aside / "data" / MANIFEST, {}, shards)
         save_parts(aside, law, landscape, selection)
-        write_atomically(aside / "README.md", join_cards(_readme(folder), card))
+        write_atomically(aside / "README.md", join_cards(read_card(folder / "README.md"), card))
         _sync(aside)
         _replace_folder(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return folder
-
-
-def _readme(folder: Path) -> str | None:
-    path = folder / "README.md"
-    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def describe_subset(subset: Dataset) -> dict[str, Any]:

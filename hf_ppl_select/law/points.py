@@ -238,7 +238,7 @@ def _number(
     value = row.get(field)
     if value is None:
         if required:
-            raise ValueError(f"{where} has no {field!r}; it has {', '.join(map(str, row))}.")
+            raise ValueError(f"{where} has no {field!r}; it has {', '.join(map(str, row)):.300}.")
         return math.nan
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise ValueError(f"{where} has {field} {value!r:.80}, which is not a number.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from functools import lru_cache
 from pathlib import Path
@@ -58,11 +59,18 @@ def adapter_base(model: str, revision: str | None = None) -> tuple[str, str | No
         revision = None if revision is None or revision.startswith("sha256:") else revision
         if (path := _hub_file(model, "adapter_config.json", revision)) is None:
             return None
-    with open(path, encoding="utf-8") as file:
-        config = json.load(file)
-    if not config.get("base_model_name_or_path"):
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"The adapter_config.json of {model!r} is not JSON ({error!s:.200}).") from error
+    config = config if isinstance(config, dict) else {}
+    name, base_revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(name, str) or not name:
         raise OSError(f"The adapter {model!r} names no base_model_name_or_path in its adapter_config.json.")
-    return config["base_model_name_or_path"], config.get("revision")
+    if not isinstance(base_revision, str | None) or re.search("[\ud800-\udfff\0]", f"{name}{base_revision}"):
+        raise OSError(f"The adapter_config.json of {model!r} has a model or revision that is no name.")
+    return name, base_revision
 
 
 def folder_stamps(folder: str | os.PathLike) -> tuple[Stamp, ...]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # what a row may bring beside its messages
+# What the Python in a template raises on contents, tools and variables that it does not expect
+_OF_TEMPLATES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _BEGINS, _ENDS = "\ufdd0", "\ufdd1"  # code points that Unicode keeps out of texts
 
 
@@ -33,8 +35,8 @@ def template_options(
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except ValueError as error:
-            raise ValueError(f"Row {row} of the batch: column 'tools' is not JSON ({error}).") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"Row {row} of the batch: column 'tools' is not JSON ({error!s:.200}).") from error
     if not isinstance(chat_template_kwargs, Mapping | None):
         kind = type(chat_template_kwargs).__name__
         raise TypeError(f"Row {row} of the batch: column 'chat_template_kwargs' holds {kind}, not a dict.")
@@ -58,11 +60,12 @@ def render(
     template = _template_of(tokenizer, options)
     try:
         return tokenizer.apply_chat_template(list(messages), **{**options, "chat_template": template}, tokenize=False)
-    except (TemplateError, TypeError) as error:
+    except (TemplateError, *_OF_TEMPLATES) as error:
         roles = ", ".join(str(turn["role"]) for turn in messages)
         raise ValueError(
             f"Row {row} of the batch: the chat template of {tokenizer.name_or_path!r} refuses messages of the roles "
-            f"{roles} ({error}); change or leave out the row, or pass PerplexityScorer(..., chat_template=...)."
+            f"{roles:.200} ({error!s:.300}); change or leave out the row, or pass "
+            "PerplexityScorer(..., chat_template=...)."
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -259,7 +260,15 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], split_special_tokens: bool = False
 ) -> BatchEncoding:
     options = {"split_special_tokens": True} if split_special_tokens else {}  # else the tokenizer's own setting
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)
+    try:
+        return tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)
+    except (TypeError, UnicodeEncodeError) as error:
+        for row, text in enumerate(texts):
+            if half := re.search("[\ud800-\udfff]", text):
+                raise ValueError(
+                    f"Row {row} of the batch holds half a character, {half[0]!r}; write it anew."
+                ) from error
+        raise
 
 
 def _first(text: str, ids: Sequence[int], row: int, encoded: BatchEncoding, tokenizer: PreTrainedTokenizerBase) -> int:

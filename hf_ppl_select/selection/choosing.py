@@ -16,9 +16,8 @@ from ..landscape.reach import Space
 from ..landscape.scores import Moment, digits
 from . import baselines
 from .candidates import Candidates
-from .groups import GroupBudgets, Groups, choose_in_groups, split_budget
+from .groups import GroupBudgets, Groups, choose_in_groups, describe_groups, split_budget
 from .replay import stream_seed
-from .report import describe_groups
 
 if TYPE_CHECKING:
     from ..law.scaling_law import ScalingLaw

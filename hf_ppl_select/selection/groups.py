@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..landscape.scores import as_moment
+
 
 @dataclass(frozen=True, eq=False)
 class Groups:
@@ -204,3 +206,32 @@ def choose_in_groups(
         if flexible:
             left = max(budget - float(tokens[positions].sum()), 0.0)
     return np.sort(np.concatenate(chosen))
+
+
+def describe_groups(
+    groups: Groups, scores: np.ndarray, tokens: np.ndarray, chosen: np.ndarray, budgets: np.ndarray
+) -> list[dict[str, Any]]:
+    """`groups` of a [`~hf_ppl_select.selection.report.Selection`]."""
+    of_chosen = groups.take(chosen)
+    ones = np.ones(len(groups.codes))
+    columns = {
+        "corpus_chunks": groups.sum(ones),
+        "corpus_tokens": groups.sum(tokens),
+        "budget": budgets,
+        "num_chunks": of_chosen.sum(ones[chosen]),
+        "num_tokens": of_chosen.sum(tokens[chosen]),
+    }
+    scores, number = scores[chosen].reshape(len(chosen), -1), np.maximum(columns["num_chunks"], 1)
+    mean = np.stack([of_chosen.sum(x) / number for x in scores.T], axis=-1)
+    square = np.stack([of_chosen.sum(x) / number for x in ((scores - mean[of_chosen.codes]) ** 2).T], axis=-1)
+    mean, deviation = (moment[:, 0] if scores.shape[1] == 1 else moment for moment in (mean, square))
+    described = []
+    for k, name in enumerate(groups.names):
+        row = {"group": name} | {column: round(float(values[k])) for column, values in columns.items()}
+        some = row["num_chunks"] > 0
+        row |= {
+            "mu": as_moment(mean[k]) if some else None,
+            "sigma": as_moment(np.sqrt(deviation[k])) if some else None,
+        }
+        described.append(row)
+    return described

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.saving import load_json, save_json
-from ..data.schema import Anything, Flag, Names, Number, Text, checked, maybe
+from ..data.schema import Anything, Flag, Names, Number, Numbers, Text, check, maybe
 from ..landscape.maxent import Tilt
 from ..landscape.reach import Space, log_name
 from ..landscape.scores import Column, as_moment
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..law.optimum import Optimum
-    from .groups import Groups
 
 SELECTION_VERSION = 3  # 2 had no column, and perplexity in the names of options
 _FOUND = Names(Anything())
 _COLUMN = (Text(), [Text()])
-_TARGET = maybe([(Number(), [Number()])])
+_TARGET = maybe([(Number(), Numbers(size=2))])
 _SEED = Number(0, 2**64, whole=True)
 _GROUPS = maybe((Number(), [[(Text(), Number(), Flag(), None)]]))  # pairs of a group and its tokens
 _OPTIONS = {
@@ -42,6 +41,24 @@ _OPTIONS = {
     "target": _TARGET,
     "column": _COLUMN,
 }
+_COUNT, _MOMENT = Number(0, 1e18), (Number(), Numbers(size=2))
+_MOMENTS = {
+    **dict.fromkeys(("log_mu", "log_sigma"), _MOMENT),
+    **dict.fromkeys(("mu?", "sigma?", "lowest_score?", "highest_score?"), _MOMENT),
+}
+_SIZES = dict.fromkeys(("num_chunks", "num_tokens"), _COUNT)
+_GROUP = {
+    "group": (Text(), Number(), Flag(), None),
+    **dict.fromkeys(("corpus_chunks", "corpus_tokens", "budget"), _COUNT),
+    **dict.fromkeys(("mu", "sigma"), maybe(_MOMENT)),
+    **_SIZES,
+}
+_LAW = {
+    **dict.fromkeys(("form", "space"), Text()),
+    "column": _COLUMN,
+    "model": maybe(Text()),
+    "params": Names(Number()),
+}
 _SCHEMA = {
     "strategy": Text(),
     "seed": _SEED,
@@ -51,12 +68,15 @@ _SCHEMA = {
     "budget": Number(0, 1e18),
     "num_tokens": Number(0, 1e18),
     "num_chunks": Number(0, 1e15, whole=True),
-    "achieved": _FOUND,
-    "corpus": _FOUND,
+    "achieved": _MOMENTS,
+    "corpus": _MOMENTS | _SIZES,
     "dropped": Names(Number(0, 1e15, whole=True)),
-    "regimes?": [_FOUND],
-    "groups?": maybe([_FOUND]),
-    **{f"{name}?": maybe(_FOUND) for name in ("replay", "maxent", "optimum", "law", "promised")},
+    "regimes?": [{"column?": Text(), "low": Number(), "high": Number(), **_SIZES}],
+    "groups?": maybe([_GROUP]),
+    "law?": maybe(
+        {"form": Text(), "space": Text(), "column": _COLUMN, "model": maybe(Text()), "params": Names(Number())}
+    ),
+    **{f"{name}?": maybe(_FOUND) for name in ("replay", "maxent", "optimum", "promised")},
     **{f"{name}?": maybe(Flag()) for name in ("projected", "predicted_trusted", "random_trusted", "streaming")},
     **{f"{name}?": maybe(Number(0, 1e6)) for name in ("predicted_loss", "random_loss")},
     **{f"{name}_sha256?": Text(longest=64) for name in ("indices", "replay_indices", "is_replay")},
@@ -230,7 +250,23 @@ def moment_rows(report: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, f
 
 def load_report(path: str | os.PathLike) -> dict[str, Any]:
     """The report that [`Selection.save`] wrote."""
-    return load_json(path, kind="selection", version=SELECTION_VERSION, read=checked(_SCHEMA))
+    return load_json(path, kind="selection", version=SELECTION_VERSION, read=_check_report)
+
+
+def _check_report(report: Any, where: str) -> dict[str, Any]:
+    """Besides the schema: one score column has numbers for moments, two have pairs; a target has two moments."""
+    check(report, _SCHEMA, where)
+    column, target = report["column"], report["target"]
+    if not isinstance(column, str) and len(set(column)) != 2:
+        raise ValueError(f"{where} has column {column!r:.80}; it must be a text or two different ones.")
+    needed = ("mu", "sigma", "log_mu", "log_sigma") if isinstance(column, str) else ("log_mu", "log_sigma")
+    moments = [*report["achieved"].values(), *(report["corpus"].get(name, 0.0) for name in needed), *(target or ())]
+    alike = {isinstance(moment, list) for moment in moments} <= {not isinstance(column, str)}
+    if not alike or not set(needed) <= report["achieved"].keys() & report["corpus"].keys():
+        raise ValueError(f"{where} has moments that are not those of column {column!r:.80}; make the file again.")
+    if target is not None and len(target) != 2:
+        raise ValueError(f"{where} has a target of {len(target)} moments; it must be a mean and a standard deviation.")
+    return report
 
 
 def _plain_number(value: Any) -> Any:
@@ -272,32 +308,3 @@ def describe_regimes(
         {"low": float(low), "high": float(high), "num_chunks": int(number), "num_tokens": int(total)}
         for low, high, number, total in zip(edges[:-1], edges[1:], counts, sums)
     ]
-
-
-def describe_groups(
-    groups: Groups, scores: np.ndarray, tokens: np.ndarray, chosen: np.ndarray, budgets: np.ndarray
-) -> list[dict[str, Any]]:
-    """`Selection.groups`."""
-    of_chosen = groups.take(chosen)
-    ones = np.ones(len(groups.codes))
-    columns = {
-        "corpus_chunks": groups.sum(ones),
-        "corpus_tokens": groups.sum(tokens),
-        "budget": budgets,
-        "num_chunks": of_chosen.sum(ones[chosen]),
-        "num_tokens": of_chosen.sum(tokens[chosen]),
-    }
-    scores, number = scores[chosen].reshape(len(chosen), -1), np.maximum(columns["num_chunks"], 1)
-    mean = np.stack([of_chosen.sum(x) / number for x in scores.T], axis=-1)
-    square = np.stack([of_chosen.sum(x) / number for x in ((scores - mean[of_chosen.codes]) ** 2).T], axis=-1)
-    mean, deviation = (moment[:, 0] if scores.shape[1] == 1 else moment for moment in (mean, square))
-    described = []
-    for k, name in enumerate(groups.names):
-        row = {"group": name} | {column: round(float(values[k])) for column, values in columns.items()}
-        some = row["num_chunks"] > 0
-        row |= {
-            "mu": as_moment(mean[k]) if some else None,
-            "sigma": as_moment(np.sqrt(deviation[k])) if some else None,
-        }
-        described.append(row)
-    return described

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.saving import save_json, write_atomically
-from ..hub.existing import join_cards
+from ..hub.existing import join_cards, read_card
 from ..hub.subset_card import subset_card
 from ..hub.subset_folder import check_layout
 from ..landscape.landscape import PerplexityLandscape
@@ -197,8 +197,7 @@ def select_stream(
             part.save(folder / f"{name}.json")
     about = {"law": law, "landscape": corpus, "license": license, "source": source, "name": folder.name}
     readme = folder / "README.md"
-    existing = readme.read_text(encoding="utf-8") if readme.exists() else None
-    write_atomically(readme, join_cards(existing, subset_card(selection.report(), **about)))
+    write_atomically(readme, join_cards(read_card(readme), subset_card(selection.report(), **about)))
     off = selection.deviations["num_tokens"]
     if abs(off) > 6:
         warnings.warn(

@@ -10,20 +10,29 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..data.credentials import without_credentials
-from ..data.saving import written_aside
-from ..data.shards import check_folder_of_shards, describe_shard, is_as_described, load_manifest, save_manifest
+from ..data.saving import one_at_a_time, written_aside
+from ..data.shards import (
+    check_folder_of_shards,
+    describe_shard,
+    is_as_described,
+    load_manifest,
+    load_note,
+    save_manifest,
+    save_note,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
 T, R = TypeVar("T"), TypeVar("R")
+_UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -65,26 +74,35 @@ class ShardedOutput:
             FileExistsError: it has data that was not written here.
         """
         output = cls(Path(folder), num_shards)
-        manifest = output._current / "manifest.json"
         settings = without_credentials(json.loads(json.dumps(settings)))  # as they are saved
+        if output.folder.exists() and not output.folder.is_dir():
+            raise FileExistsError(f"{folder} has data that was not written here; use another folder.")
+        with nullcontext() if rank else one_at_a_time(folder):
+            if output._start(settings, overwrite, rank):
+                return output
+        return output._wait(settings)
+
+    def _start(self, settings: Mapping[str, Any], overwrite: bool, rank: int) -> bool:
+        """Start the folder, or see that it is started; False where the first process is still to do that."""
+        manifest = self._current / "manifest.json"
         if manifest.exists():
             earlier, _ = load_manifest(manifest)
             names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))
             if not names:
-                output._check_what_is_there()
-                return output
-            if not overwrite and any(output._current.glob("*.parquet")):
+                self._check_what_is_there()
+                return True
+            if not overwrite and any(self._current.glob("*.parquet")):
                 changed = "; ".join(f"{name} was {earlier.get(name)!r}, is {settings.get(name)!r}" for name in names)
-                raise ValueError(f"{folder} has other settings: {changed}. Use another folder, or overwrite it.")
+                raise ValueError(f"{self.folder} has other settings: {changed}. Use another folder, or overwrite it.")
             if rank:
-                return output._wait(settings)
-            shutil.rmtree(output._current)
-        elif rank and not output.published:
-            return output._wait(settings)
-        elif output.published or (output.folder.exists() and not output.folder.is_dir()):
-            raise FileExistsError(f"{folder} has data that was not written here; use another folder.")
-        save_manifest(output._current / "manifest.json", settings, None)
-        return output
+                return False
+            shutil.rmtree(self._current)
+        elif rank and not self.published:
+            return False
+        elif self.published:
+            raise FileExistsError(f"{self.folder} has data that was not written here; use another folder.")
+        save_manifest(self._current / "manifest.json", settings, None)
+        return True
 
     def _check_what_is_there(self) -> None:
         """Remove shards of an earlier run that are not as they were written, so that they are written again.
@@ -114,25 +132,25 @@ class ShardedOutput:
 
         Where another process with the same settings has written it meanwhile, or published all, its one stays.
         """
-        path = self.folder / ".unfinished" / self._names[index]
+        path = self.folder / _UNFINISHED / self._name(index)
         half_written = [_note(path).name]
         try:
             with written_aside(path) as aside:
                 half_written.append(aside.name)
                 yield aside
-                _note(path).write_text(json.dumps(describe_shard(aside)), encoding="utf-8")
+                save_note(_note(path), describe_shard(aside))
         except OSError:
             if not (path.exists() or self.published):
                 raise
         if self.published:  # and took along what was half written here
             for name in half_written:
                 (self.folder / "data" / name).unlink(missing_ok=True)
-            shutil.rmtree(self.folder / ".unfinished", ignore_errors=True)
+            shutil.rmtree(self.folder / _UNFINISHED, ignore_errors=True)
 
     def _wait(self, settings: Mapping[str, Any]) -> ShardedOutput:
         """Until the first process has started the folder with these settings."""
         while True:
-            for place in (".unfinished", "data"):
+            for place in (_UNFINISHED, "data"):
                 manifest = self.folder / place / "manifest.json"
                 if manifest.exists() and load_manifest(manifest)[0] == settings:
                     return self
@@ -144,17 +162,17 @@ class ShardedOutput:
 
     @property
     def _current(self) -> Path:
-        return self.folder / ("data" if self.published else ".unfinished")
+        return self.folder / ("data" if self.published else _UNFINISHED)
 
-    @property
-    def _names(self) -> list[str]:
-        return [f"train-{index:05d}-of-{self.num_shards:05d}.parquet" for index in range(self.num_shards)]
+    def _name(self, index: int) -> str:
+        return f"train-{index:05d}-of-{self.num_shards:05d}.parquet"
 
     @property
     def paths(self) -> list[Path]:
         """Where each shard is or will be; once published, those that have rows."""
-        paths = [self._current / name for name in self._names]
-        return [path for path in paths if path.exists()] if self.published else paths
+        folder = self._current
+        paths = [folder / self._name(index) for index in range(self.num_shards)]
+        return [path for path in paths if path.exists()] if folder.name == "data" else paths
 
     @property
     def missing(self) -> list[int]:
@@ -192,7 +210,8 @@ class ShardedOutput:
             for (index, _), next_ in zip(todo, [*todo[1:], None]):
                 found = following.result()
                 following = ahead.submit(read, next_[1]) if next_ else None
-                self.write(index, finish(found))
+                if not self.published:  # by another process with the same settings
+                    self.write(index, finish(found))
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of all shards, whole in memory."""
@@ -216,28 +235,25 @@ class ShardedOutput:
         Raises:
             FileNotFoundError: a shard is missing.
         """
-        if self.published:
-            return
-        if self.missing:
-            raise FileNotFoundError(f"{self.folder} lacks {len(self.missing)} of {self.num_shards} shards.")
-        try:
-            self._publish()
-        except OSError:
+        with one_at_a_time(self.folder):
             if not self.published:
-                raise
-            shutil.rmtree(self.folder / ".unfinished", ignore_errors=True)  # another process was quicker
+                if missing := self.missing:
+                    raise FileNotFoundError(f"{self.folder} lacks {len(missing)} of {self.num_shards} shards.")
+                self._publish()
+        shutil.rmtree(self.folder / _UNFINISHED, ignore_errors=True)  # of processes that were slower
 
     def _publish(self) -> None:
-        folder = self._current
+        folder = self.folder / _UNFINISHED
         found = {path: shard or describe_shard(path) for path, shard in zip(self.paths, self._described())}
         empty = [path for path, shard in found.items() if not shard["num_rows"]]
         empty = empty[: self.num_shards - 1]  # datasets 4.4 to 5.0 cannot load what has one before others
         listed = {path.name: shard for path, shard in found.items() if path not in empty}
         save_manifest(folder / "manifest.json", load_manifest(folder / "manifest.json")[0], listed)
-        left = folder.glob(".*.partial")  # of a write that was killed
-        for path in (*left, *map(_note, self.paths), *empty):
+        for path in (*map(_note, self.paths), *empty):
             path.unlink(missing_ok=True)
         folder.rename(self.folder / "data")
+        for path in (self.folder / "data").glob(".*.partial"):  # of a write that was killed, or is no longer needed
+            path.unlink(missing_ok=True)
 
 
 def _note(path: Path) -> Path:
@@ -247,13 +263,12 @@ def _note(path: Path) -> Path:
 
 def _read_note(path: Path) -> dict[str, Any] | None:
     """What was noted of a shard; nothing where that was cut off, and so does not fit the shard either."""
-    if not (note := _note(path)).exists():
-        return None
     try:
-        shard = json.loads(note.read_text(encoding="utf-8"))
+        return load_note(_note(path))
+    except FileNotFoundError:
+        return None
     except ValueError:
-        shard = None
-    return shard if isinstance(shard, dict) else {"num_bytes": -1}
+        return {"num_bytes": -1}
 
 
 def launched_as() -> tuple[int, int, int]:

@@ -18,10 +18,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hf_ppl_select.command import as_typed
 from hf_ppl_select.data.credentials import hide_credentials
-from hf_ppl_select.data.strict import check_yaml
+from hf_ppl_select.data.strict import in_a_line
+
+from .config_file import check_config
 
 OUR_FOLDERS = ("hf_ppl_select", "trainer_callbacks", "recipes")
-MOST_OPTIONS = 1_000_000  # characters of a YAML file
 _ADVICE = {
     errno.EEXIST: "a file is in the way of a folder: name another place",
     errno.ENOTDIR: "a file is in the way of a folder: name another place",
@@ -81,21 +82,17 @@ def answer_help(options: type, docstring: str, *, and_trl: bool = False) -> None
 
 def parse_options(parser: Any, args: list[str] | None = None) -> tuple:
     """The dataclasses of a `TrlParser`, from the command line and `--config FILE`; an unknown option or key fails."""
-    import yaml
-
     given = sys.argv[1:] if args is None else args
     if given[-1:] == ["--config"]:
         parser.exit(2, f"{parser.prog}: error: --config needs a YAML file.\n")
     parser.usage = USAGE  # not hundreds of them before each error
-    parser.error = lambda message: type(parser).error(parser, hide_credentials(message))
+    parser.error = lambda message: type(parser).error(parser, in_a_line(hide_credentials(message)))
     try:
         if "--config" in given:
-            config = given[given.index("--config") + 1]
-            with open(config, encoding="utf-8") as file:
-                check_yaml(file.read(MOST_OPTIONS), config)
+            check_config(given[given.index("--config") + 1], parser.dataclass_types)
         return parser.parse_args_and_config(args=args)
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        parser.exit(2, f"{parser.prog}: error: {hide_credentials(str(error))}\n")
+    except (OSError, ValueError, TypeError) as error:
+        parser.exit(2, f"{parser.prog}: error: {in_a_line(hide_credentials(str(error)))}\n")
 
 
 def run(main: Callable[[], Any]) -> None:

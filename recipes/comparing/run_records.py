@@ -12,22 +12,13 @@ import numpy as np
 from hf_ppl_select.benchmarks import METRICS, BenchmarkResults, Record, load_records
 from hf_ppl_select.benchmarks.estimates import metric_terms
 from hf_ppl_select.data.saving import load_json
-from hf_ppl_select.data.schema import Anything, Names, Number, Numbers, Text, checked, maybe
+from hf_ppl_select.data.schema import Names, Number, Numbers, checked
+from training.checkpoints import load_metrics
 
 TITLES = {"choice_accuracy": "accuracy", "choice_accuracy_norm": "accuracy per character", "choice_bits_per_byte":
           "bits per byte of the right answer"}  # fmt: skip
 HIGHER_IS_BETTER = ("choice_accuracy", "choice_accuracy_norm")
 _TEXTS = Names({"nll_sum": Numbers(Number(0, 1e15)), "num_tokens": Numbers(Number(0, 1e15))})
-_FOUND = Names(Anything())
-_METRICS = {
-    **dict.fromkeys(("model", "recipe?", "dataset?"), Text()),
-    **dict.fromkeys(("seed", "num_tokens", "num_rows?", "num_empty_rows?", "num_processes?"), Number(0, 1e18)),
-    "train": Names(maybe(Number())),
-    "training_rows?": _FOUND,
-    "selection?": maybe(_FOUND),
-    "resumed_from?": maybe(Text()),
-    "log_history?": [_FOUND],
-}
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,7 @@ def read_run(folder: str | Path) -> Run:
     path = Path(folder)
     found: dict[str, Any] = {}
     if (path / "metrics.json").is_file():
-        found["metrics"] = load_json(path / "metrics.json", kind="training_metrics", version=1, read=checked(_METRICS))
+        found["metrics"] = load_metrics(path / "metrics.json")
         if (step := found["metrics"]["train"].get("diverged_at_step")) is not None:
             raise ValueError(
                 f"{folder} holds a run that diverged at step {step:.0f}; leave it out, or train it again."

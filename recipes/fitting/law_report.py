@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fitting.conditions import hash_texts
 from hf_ppl_select.data.load import load_texts
 from hf_ppl_select.data.saving import load_json, save_json
-from hf_ppl_select.data.schema import Number, Text, checked
+from hf_ppl_select.data.schema import Flag, Number, Text, checked, maybe
 from hf_ppl_select.law.budgets import exhausted_at, gain_by_budget
 from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.law.intervals import check_intervals, param_intervals
@@ -29,6 +29,25 @@ _BASE_LOSS = {
     "measuring": Number(0, 1e6, whole=True),
     "general_loss": Number(0, 1e6),
 }
+
+_FORM = {
+    **dict.fromkeys(("form", "space"), Text()),
+    "column": (Text(), [Text()]),
+    "num_params": Number(0, 100, whole=True),
+    "chosen": Flag(),
+    **dict.fromkeys(("r2", "loo_mae", "loo_se", "held_out_d_mae", "aicc", "E"), maybe(Number())),
+    "problem": maybe(Text()),
+}
+
+
+def load_comparison(path: Path) -> list[dict[str, Any]]:
+    """The forms that comparison.json compares; ValueError where it is none, or was changed."""
+    return load_json(path, kind="law_comparison", version=1, read=checked({"forms": [_FORM]}))["forms"]
+
+
+def load_base_loss(path: Path) -> dict[str, Any]:
+    """The base model's loss in base.json, and of what it is; ValueError where the file is none, or was changed."""
+    return load_json(path, kind="base_loss", version=2, read=checked(_BASE_LOSS))
 
 
 def print_law(law: ScalingLaw) -> None:
@@ -78,7 +97,7 @@ def _base_general_loss(script_args, training_args, model_args) -> float:
         "measuring": PerplexityScorer._version,
     }
     if path.exists():
-        known = load_json(path, kind="base_loss", version=2, read=checked(_BASE_LOSS))
+        known = load_base_loss(path)
         if all(known[name] == value for name, value in asked.items()):
             return known["general_loss"]
     from hf_ppl_select.likelihood.engine import load_model

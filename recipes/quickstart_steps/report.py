@@ -10,15 +10,17 @@ from typing import Any
 from comparing.run_comparison import difference, differences, verdict
 from comparing.run_records import Run, measures_of, read_folders
 from comparing.tables import differences_table, intervals_cover, values_table
+from fitting.law_report import load_comparison
 from fitting.probe_runs import format_comparison
 from hf_ppl_select import PerplexityLandscape, ScalingLaw
 from hf_ppl_select.data.load import load_rows
-from hf_ppl_select.data.saving import load_json, write_atomically
+from hf_ppl_select.data.saving import write_atomically
 from hf_ppl_select.landscape.scores import names_of
 from hf_ppl_select.law.intervals import check_intervals
 from hf_ppl_select.plots.plots import plot_landscape
 from quickstart_steps.data import QuickstartArguments
-from quickstart_steps.runs import ARMS, DRAWN
+from quickstart_steps.runs import ARMS, DRAWN, load_costs
+from training.checkpoints import load_metrics
 
 BASELINES = ("random raw", "random deduplicated")
 LAW_PICTURES = ("law_surface", "predicted_against_measured", "loss_against_tokens")
@@ -29,7 +31,7 @@ def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int], 
     law = ScalingLaw.load(folder / "law" / "law.json")
     scored = load_rows(str(folder / "scored"))
     landscape = PerplexityLandscape.from_dataset(scored, column=law.column)
-    forms = load_json(folder / "law" / "comparison.json", kind="law_comparison", version=1)["forms"]
+    forms = load_comparison(folder / "law" / "comparison.json")
     folders = {arm.replace("-", " ", 1): [folder / "evaluations" / f"{arm}-{seed}" for seed in seeds] for arm in arms}
     groups = read_folders({"base": [folder / "evaluations" / "base"], **folders})
     for column in names_of(law.column):
@@ -164,14 +166,14 @@ def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]], se
 
 def _costs(folder: Path, args: QuickstartArguments, num_runs: int) -> str:
     """Tokens trained on, and time, of each step."""
-    seconds = load_json(folder / "costs.json", kind="quickstart_costs", version=1)["seconds"]
+    seconds = load_costs(folder / "costs.json")
     tokens = {
         "Fit the law": args.num_probes * args.probe_tokens,
         "Train and": num_runs * args.num_tokens,
     }
     reference = folder / "scored" / "reference" / "metrics.json"
     if reference.exists():
-        tokens["Score"] = load_json(reference, kind="training_metrics", version=1)["num_tokens"]
+        tokens["Score"] = load_metrics(reference)["num_tokens"]
     lines = ["| step | tokens trained on | time |", "|---|---:|---:|"]
     for title, time in seconds.items():
         trained = next((f"{count:,}" for beginning, count in tokens.items() if title.startswith(beginning)), "")

@@ -14,6 +14,7 @@ import numpy as np
 from hf_ppl_select import chunk_documents, run_benchmarks
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
+from hf_ppl_select.data.schema import Names, Number, checked
 from hf_ppl_select.likelihood.models import load_tokenizer
 from hf_ppl_select.scoring.perplexity import evaluate_perplexity
 from quickstart_steps.done import Step
@@ -26,6 +27,7 @@ TEXT_SETS = {"domain": "held_out", "general": "general"}  # the files of texts t
 ARMS = ("selected", "random-deduplicated", "random-raw")  # and the oracle, where it is asked for
 DRAWN = ("random-raw", "oracle")  # of all arms those without any score: chunks.jsonl
 CLEAN = "definition"  # what is clean in the column `kind`
+_COSTS = {"seconds": Names(Number(0, 1e9))}
 
 
 def command_line_of(options: Mapping[str, Any]) -> list[str]:
@@ -111,12 +113,17 @@ def train_and_evaluate(
         evaluation.note_done()
 
 
+def load_costs(path: Path) -> dict[str, float]:
+    """Seconds by the title of a step, as [`Costs`] keeps them."""
+    return load_json(path, kind="quickstart_costs", version=1, read=checked(_COSTS))["seconds"]
+
+
 class Costs:
     """Seconds of every step, kept in a file over interrupted runs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds = load_json(path, kind="quickstart_costs", version=1)["seconds"] if path.exists() else {}
+        self.seconds = load_costs(path) if path.exists() else {}
 
     @contextmanager
     def of(self, title: str) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_ppl_select import chunk_documents
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
+from hf_ppl_select.data.schema import Anything, Names, checked
 from hf_ppl_select.likelihood.model_identity import own_revision, resolve_revision
 from training.checkpoints import LIST, is_finished_run, problem_of
 from training.precision import training_precision
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 STEP_TOKENS = 512  # in a training step, and the most in one sequence
 ROOM = 16  # tokens that a chunk may have more of, once it is tokenized alone and ended
+_TRAINED_ON = {"settings": Names(Anything()), "source": Names(Anything())}
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -79,7 +81,7 @@ def start_reference(
     if damage := _damage(folder):
         print(f"{folder} is not as it was trained: {damage}.", flush=True)
     elif is_finished_run(folder) and not overwrite:
-        earlier = _settings_of(folder)
+        earlier = settings_of(folder)
         names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))
         changed = "; ".join(f"{name} was {earlier.get(name)!r}, is {settings.get(name)!r}" for name in names)
         raise ValueError(f"{folder} was trained otherwise: {changed}. Use another output_dir, or overwrite it.")
@@ -97,7 +99,7 @@ def start_reference(
 
 def is_finished(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether it is there, whole, trained with these settings."""
-    return _damage(folder) is None and is_finished_run(folder) and _settings_of(folder) == settings
+    return _damage(folder) is None and is_finished_run(folder) and settings_of(folder) == settings
 
 
 def _damage(folder: Path) -> str | None:
@@ -147,6 +149,7 @@ def as_one_process() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _settings_of(folder: Path) -> dict[str, Any]:
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What a reference was trained on; nothing where there is none. ValueError where that was changed since."""
     path = folder / "trained_on.json"
-    return load_json(path, kind="reference", version=1)["settings"] if path.exists() else {}
+    return load_json(path, kind="reference", version=1, read=checked(_TRAINED_ON))["settings"] if path.exists() else {}

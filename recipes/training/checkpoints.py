@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_ppl_select.data.saving import load_json, save_json
-from hf_ppl_select.data.schema import Names, Number, Text, checked, maybe
+from hf_ppl_select.data.schema import Anything, Names, Number, Text, checked, maybe
 from hf_ppl_select.data.shards import file_sha256
 
 if TYPE_CHECKING:
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 LIST = "checkpoint.json"
 _SCHEMA = {"files": Names(Text(longest=64)), "total_loss": maybe(Number())}
+_FOUND = Names(Anything())
+_METRICS = {
+    **dict.fromkeys(("model", "recipe?", "dataset?"), Text()),
+    **dict.fromkeys(("seed", "num_tokens", "num_rows?", "num_empty_rows?", "num_processes?"), Number(0, 1e18)),
+    "train": Names(maybe(Number())),
+    "training_rows?": _FOUND,
+    "selection?": maybe(_FOUND),
+    "resumed_from?": maybe(Text()),
+    "log_history?": [_FOUND],
+}
 
 
 def begin_checkpoint(folder: Path) -> None:
@@ -44,7 +54,12 @@ def is_finished_run(folder: str | Path) -> bool:
         ValueError: its metrics.json is damaged.
     """
     path = Path(folder, "metrics.json")
-    return path.exists() and "diverged_at_step" not in load_json(path, kind="training_metrics", version=1)["train"]
+    return path.exists() and "diverged_at_step" not in load_metrics(path)["train"]
+
+
+def load_metrics(path: str | Path) -> dict[str, Any]:
+    """A run's metrics.json; ValueError where it is none, or damaged."""
+    return load_json(path, kind="training_metrics", version=1, read=checked(_METRICS))
 
 
 def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
@@ -91,6 +106,8 @@ def problem_of(folder: Path) -> str | None:
         return None
     state = folder / "trainer_state.json"  # of an earlier version, or killed: the trainer writes it after all else
     try:
-        return None if "global_step" in json.loads(state.read_text(encoding="utf-8")) else f"{state.name} has no step"
-    except (OSError, ValueError):
+        found = json.loads(state.read_text(encoding="utf-8"))  # with NaN, where a loss was none
+        step = found.get("global_step") if isinstance(found, dict) else None
+        return None if type(step) is int and step >= 0 else f"its {state.name} has no step"
+    except (OSError, ValueError, RecursionError):
         return f"its {state.name} is missing or cut off"

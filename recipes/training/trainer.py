@@ -17,7 +17,7 @@ from huggingface_hub import get_token
 from transformers import set_seed
 
 from hf_ppl_select.data.saving import write_atomically
-from hf_ppl_select.hub.existing import existing_readme, join_cards
+from hf_ppl_select.hub.existing import existing_readme, join_cards, read_card
 from hf_ppl_select.hub.repository import in_plain_words, plain_hub_errors
 from hf_ppl_select.hub.retries import HTTP_ERROR, http_cause, patiently
 from training.card import CardFacts, TrainingRows, training_card
@@ -210,8 +210,8 @@ class RecipeTrainer(CpuSFTTrainer):
                 tags=["generated_from_trainer", *self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
             )
             path = Path(self.args.output_dir, "README.md")
-            readme = path.read_text(encoding="utf-8") if path.exists() else self.their_readme
-            write_atomically(path, join_cards(readme, str(card)))
+            readme = read_card(path)
+            write_atomically(path, join_cards(self.their_readme if readme is None else readme, str(card)))
 
 
 def _lengths(dataset: Dataset) -> np.ndarray:

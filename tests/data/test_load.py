@@ -55,3 +55,28 @@ def test_pairs_of_messages_keep_their_tools_and_take_no_template(tmp_path):
         ValueError, match="prompt_template is for prompts of text; 'q' of .*pairs.parquet holds messages"
     ):
         load_answers(str(tmp_path / "pairs.parquet"), prompt_template="Q: {prompt}", **columns)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"text": ' + '{"a": ' * 100_000 + "1" + "}" * 100_001,  # which ended the process: pyarrow recurses
+        '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"text": ' + "[\n" * 500 + "]\n" * 500 + "}",
+        '{"text": "[' + '"}\n{"text": ' + "[" * 200 + "]" * 200 + "}",
+    ],
+    ids=["mappings", "lists", "lines", "after a bracket in a text"],
+)
+def test_brackets_within_brackets_are_refused(text, suffix, tmp_path):
+    path = tmp_path / f"rows{suffix}"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"rows{suffix} .*more than 100 deep"):
+        load_rows(str(path))
+
+
+def test_brackets_in_texts_are_text(tmp_path):
+    rows = [{"text": "[" * 300 + '"' + "{" * 200 + "\\", "n": [[i]]} for i in range(3)]
+    for name, written in (("a.jsonl", "\n".join(map(json.dumps, rows))), ("b.json", json.dumps(rows, indent=1))):
+        (tmp_path / name).write_text(written)
+        assert load_rows(str(tmp_path / name)).to_list() == rows

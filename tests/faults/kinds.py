@@ -5,17 +5,29 @@ import dataclasses
 import numpy as np
 
 from comparing.run_records import read_run
-from hf_ppl_select import PerplexityLandscape, PerplexitySelector, ScalingLaw
+from fitting.law_report import load_base_loss, load_comparison
+from hf_ppl_select import (
+    NgramScorer,
+    PerplexityLandscape,
+    PerplexitySelector,
+    ScalingLaw,
+    compare_scaling_laws,
+)
 from hf_ppl_select.benchmarks import BenchmarkResults, load_records
 from hf_ppl_select.benchmarks.estimates import Estimate, Record
 from hf_ppl_select.benchmarks.evaluate_modules import METRICS
 from hf_ppl_select.benchmarks.results import BenchmarkResult
-from hf_ppl_select.data.saving import save_json
+from hf_ppl_select.data.saving import load_json, save_json
+from hf_ppl_select.data.shards import load_manifest, load_note, save_manifest, save_note
 from hf_ppl_select.landscape.joint import JointLandscape
 from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.law.points import append_law_points, read_law_points
 from hf_ppl_select.selection.report import load_report
 from hf_ppl_select.selection.select import plan_selection
+from quickstart_steps.data import QuickstartArguments
+from quickstart_steps.runs import load_costs
+from scoring.reference import settings_of
+from training.checkpoints import list_files, total_loss_of
 
 
 def scored(num_rows=400, seed=0):
@@ -68,11 +80,11 @@ def _law(path):
 
 
 def _landscape(path):
-    PerplexityLandscape.from_dataset(scored(), model="tiny").save(path)
+    PerplexityLandscape.from_dataset(scored(100), model="tiny").save(path)
 
 
 def _joint(path):
-    PerplexityLandscape.from_dataset(scored(), column=("perplexity", "ratio")).save(path)
+    PerplexityLandscape.from_dataset(scored(60), column=("perplexity", "ratio")).save(path)
 
 
 def _selector(path):
@@ -82,6 +94,48 @@ def _selector(path):
 
 def _selection(path):
     plan_selection(scored(), num_tokens=4000, target=(22.0, 6.0), seed=3).save(path)
+
+
+def _shard(num_rows):
+    return {"num_rows": num_rows, "num_bytes": 1000 + num_rows, "sha256": f"{num_rows:064x}"}
+
+
+def _manifest(path):
+    shards = {f"train-{index:05d}-of-00003.parquet": _shard(index) for index in range(3)}
+    save_manifest(path, {"seed": 0, "keep_columns": ["kind"], "dtype": None}, shards)
+
+
+def _reference(path):
+    payload = {"settings": {"model": "tiny", "lora": False, "epochs": 1.0}, "source": {"trusted": "trusted.jsonl"}}
+    save_json(path, payload, kind="reference", version=1)
+
+
+def _checkpoint(path):
+    for name in ("model.safetensors", "optimizer.pt"):
+        (path.parent / name).write_text(name)
+    list_files(path.parent, 12.5)
+
+
+def _base_loss(path):
+    texts = {"model": "sha256:12", "dtype": "float32", "general_eval_file": "0f"}
+    save_json(path, {**texts, "measuring": 3, "general_loss": 3.25}, kind="base_loss", version=2)
+
+
+def _comparison(path):
+    forms = compare_scaling_laws(law_points(), space="linear")
+    save_json(path, {"forms": forms}, kind="law_comparison", version=1)
+
+
+def _costs(path):
+    save_json(path, {"seconds": {"Score": 12.5, "Train": 3.75}}, kind="quickstart_costs", version=1)
+
+
+def _quickstart(path):
+    save_json(path, dataclasses.asdict(QuickstartArguments()), kind="quickstart", version=2)
+
+
+def _ngrams(path):
+    NgramScorer.fit(["fever and cough"] * 3, ["fever, tea and rest", "a cough"], num_buckets=64).save(path)
 
 
 KINDS = {  # by file name: a writer, and a reader whose results compare
@@ -94,5 +148,14 @@ KINDS = {  # by file name: a writer, and a reader whose results compare
     "benchmarks.json": (lambda path: results().save(path), lambda path: BenchmarkResults.load(path).to_dict()),
     "benchmarks.parquet": (lambda path: results().save_records(path), load_records),
     "metrics.json": (_metrics, lambda path: read_run(path.parent).metrics),
+    "manifest.json": (_manifest, load_manifest),
+    "train-00003-of-00070.parquet.json": (lambda path: save_note(path, _shard(7)), load_note),
+    "trained_on.json": (_reference, lambda path: settings_of(path.parent)),
+    "checkpoint.json": (_checkpoint, lambda path: total_loss_of(path.parent)),
+    "base.json": (_base_loss, load_base_loss),
+    "comparison.json": (_comparison, load_comparison),
+    "costs.json": (_costs, load_costs),
+    "settings.json": (_quickstart, lambda path: load_json(path, kind="quickstart", version=2)),
+    "ngrams.safetensors": (_ngrams, lambda path: NgramScorer.load(path).settings()),
     "held_out.json": (_held_out, lambda path: {k: v.tolist() for k, v in read_run(path.parent).texts.items()}),
 }

@@ -1,27 +1,18 @@
-"""Files that were changed since we wrote them: bits flipped, ends cut off, values that no writer writes.
+"""Files that were changed since we wrote them: bits flipped, ends cut off.
 
 Each reader gives back what was written, or a ValueError that names the file. It never gives something else.
 """
 
-import copy
 import json
-import os
 import random
 import warnings
 
 import pytest
 from faults.kinds import KINDS
 
-from hf_ppl_select.data.saving import checksum
 from hf_ppl_select.law.points import append_law_points
 
 FLIPS, CUTS = 150, 40
-HOSTILE = int(os.environ.get("FUZZ_CASES", 300))  # of each kind; FUZZ_CASES=2000 takes minutes
-VALUES = [
-    None, True, False, "", "123", "/etc/passwd", "\ud800", -1, 0, 5, 10**400, -(10**400), 2**63, 1e308, -1e308, 1e-320,
-    float("nan"), float("inf"), [], {}, [[]], [None], ["1", "2", "3"], [1e308, 1e308, 1e308], {"a": {}}, "x" * 20_000,
-    [[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]],
-]  # fmt: skip
 
 
 @pytest.fixture(params=KINDS)
@@ -70,61 +61,7 @@ def test_a_file_that_was_cut_off_is_refused(kind):
         assert refused(read, path, good), f"{cut} of {len(content)} bytes load"
 
 
-def places(value, at=()):
-    """The paths to all values in a document."""
-    yield at
-    for key, inside in (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    ):
-        yield from places(inside, (*at, key))
-
-
-def documents(path):
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
-
-
-@pytest.mark.parametrize("with_checksum", [True, False], ids=["checksum made again", "without checksum"])
-def test_hostile_values_are_refused_or_mean_what_they_say(kind, with_checksum):
-    path, read, good = kind
-    if path.suffix == ".parquet":
-        pytest.skip("typed by parquet; a bit flipped is another test")
-    original, rng = documents(path), random.Random(path.name)
-    for _ in range(HOSTILE):
-        changed = copy.deepcopy(original)
-        for row in changed:
-            row.pop("checksum", None)
-        row = rng.choice(changed)
-        *inner, last = rng.choice([at for at in places(row) if at])
-        holder = row
-        for key in inner:
-            holder = holder[key]
-        action = rng.choice(["set", "set", "set", "delete", "add"])
-        if action == "set":
-            holder[last] = rng.choice(VALUES)
-        elif action == "delete":
-            del holder[last]
-        elif isinstance(holder, dict):
-            holder[rng.choice(["extra", "checksum", "kind", "x" * 5000])] = rng.choice(VALUES)
-        if with_checksum and path.suffix == ".json":
-            row["checksum"] = checksum(row) if "\ud800" not in json.dumps(row, ensure_ascii=False) else "sha256:"
-        path.write_text("".join(json.dumps(row) + "\n" for row in changed), encoding="utf-8")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                found = read(path)
-            except ValueError as error:
-                assert path.name in str(error) and len(str(error)) < 2000, str(error)[:3000]
-            else:
-                assert_sane(found)
-
-
-def assert_sane(value):
-    """All numbers finite, all texts writable: so it can be saved again."""
-    json.dumps(value, allow_nan=False, ensure_ascii=False, default=list).encode()
-
-
-@pytest.mark.parametrize("name", [name for name in KINDS if not name.endswith(".parquet")])
+@pytest.mark.parametrize("name", [name for name in KINDS if name.endswith((".json", ".jsonl"))])
 @pytest.mark.parametrize(
     "text",
     ["[" * 100_000, "{\"a\":" * 5_000, "[" * 15 + "]" * 15, "1" * 5_000, "-", '"\\ud800"', "{}", "null", "\0",

@@ -5,18 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ...data.saving import written_aside
+from ...data.saving import checksum, written_aside
+from ...data.schema import Number, Text, check
+from ...data.strict import parse_json
 from ..batches import is_table, nullable, read_batch, with_columns
 from .counts import NUM_BUCKETS, NgramCounts, whole_texts
 from .words import hash_ngrams
 
 NGRAM_COLUMNS = ("ngram_ratio", "num_words")
 _KIND, _SCHEMA = "hf_ppl_select/ngram_scorer", "1"
+_FIELDS_WITHOUT_CHECKSUM = 3  # of earlier versions: kind, schema_version, settings
+_SETTINGS = {
+    "text_column": Text(),
+    "smoothing": Number(0, 1),
+    "counts_sha256": Text(longest=64),
+    "version": Number(0, 1e6, whole=True),
+}
 
 
 class NgramScorer:
@@ -158,7 +168,9 @@ class NgramScorer:
         from safetensors.numpy import save
 
         tensors = {"trusted": self.trusted.counts, "corpus": self.corpus.counts}
-        metadata = {"kind": _KIND, "schema_version": _SCHEMA, "settings": json.dumps(self.settings())}
+        settings = self.settings()
+        metadata = {"kind": _KIND, "schema_version": _SCHEMA, "checksum": checksum(settings)}
+        metadata["settings"] = json.dumps(settings)
         with written_aside(path) as aside:
             aside.write_bytes(save(tensors, metadata))
 
@@ -176,28 +188,40 @@ class NgramScorer:
         """
         from safetensors import SafetensorError, safe_open
 
+        path = os.fspath(path)
         try:
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("kind") != _KIND:
                     found = metadata.get("kind")
                     raise ValueError(
-                        f"{path} holds {found!r}, not {_KIND!r}; pass a file that NgramScorer.save wrote."
+                        f"{path} holds {found!r:.80}, not {_KIND!r}; pass a file that NgramScorer.save wrote."
                     )
                 counts = {name: file.get_tensor(name) for name in ("trusted", "corpus")}
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error}); fit and save it again.") from error
-        settings = json.loads(metadata["settings"])
-        if (metadata["schema_version"], settings["version"]) != (_SCHEMA, cls._version):
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} is not a whole safetensors file ({reason}); fit and save it again.") from error
+        settings = parse_json(metadata.get("settings", "null"), f"the settings of {path}")
+        check(settings, _SETTINGS, f"the settings of {path}")
+        found = metadata.get("schema_version"), settings["version"]
+        if found != (_SCHEMA, cls._version):
             raise ValueError(
-                f"{path} has schema version {metadata['schema_version']} and counts of version {settings['version']}, "
+                f"{path} has schema version {found[0]!r:.80} and counts of version {found[1]}, "
                 f"this hf_ppl_select reads {_SCHEMA} and {cls._version}; fit and save it again."
             )
+        written = metadata.get("checksum")
+        if written is None and len(metadata) == _FIELDS_WITHOUT_CHECKSUM:
+            warnings.warn(f"{path} has no checksum, as earlier versions wrote it; save it again.", stacklevel=2)
+        elif written != checksum(settings):
+            raise ValueError(f"{path} holds other settings than were saved; fit and save it again.")
         if _sha256(*counts.values()) != settings["counts_sha256"]:
             raise ValueError(f"{path} holds other counts than were saved; fit and save it again.")
-        counts = {name: NgramCounts.from_array(found) for name, found in counts.items()}
         saved = {"text_column": settings["text_column"], "smoothing": settings["smoothing"]}
-        return cls(**counts, **(saved | options))
+        try:
+            counts = {name: NgramCounts.from_array(found) for name, found in counts.items()}
+            return cls(**counts, **(saved | options))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _sums(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
