@@ -6,15 +6,19 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile # a process per core, ea
 PIP := pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-oldest lint bench-gpu wheels clean
+.PHONY: quickstart test test-long test-oldest lint bench-gpu wheels clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python recipes/quickstart.py $(ARGS)
 
 # Tests start processes beside each other: threads that spin while they wait would starve them. Scoring likes spinning.
-test test-oldest: export OMP_WAIT_POLICY ?= PASSIVE
+test test-long test-oldest: export OMP_WAIT_POLICY ?= PASSIVE
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+# Many random trials: kills, full disks, damaged files, a Hub that fails at every request, load.
+test-long: $(VENV)/installed
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m long $(ARGS)
 
 # The same tests with the oldest versions that pyproject.toml allows.
 test-oldest: $(OLDEST)/installed
