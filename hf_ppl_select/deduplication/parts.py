@@ -69,7 +69,7 @@ def find_repetitions(
 ) -> np.ndarray:
     """Why each row is dropped, as `deduplicate_documents` would: a position in `DEDUPLICATE`, or -1; int8 `[rows]`.
 
-    Memory: some 70 bytes a row, however many bands there are, and 30 more for each row that has candidates.
+    Memory: some 90 bytes a row, however many bands there are and however many rows share one.
 
     Args:
         hashes: of all rows, part after part, the array of a name of [`hash_names`]; each is asked for once.
