@@ -13,10 +13,10 @@ python recipes/deduplicate_ray.py --address auto \
 ```
 
 "Earlier" goes by the sorted names of the files, then by their rows. A task for each file hashes it. Only hashes come
-together in this process, one kind at a time: 90 bytes of memory a row; the others wait in Ray's store, near: 124 bytes
-a row. Rows that share a hash form groups; the texts of these alone are gathered, whole groups in one task, and compared
-exactly. So one task compares all pages of a template, whose time grows with the square of their number. Then each file
-is written without what repeats, if anything of it is left.
+together in this process, one kind at a time: 90 bytes of memory a row. All, by default 124 bytes a row, wait in
+Ray's object store. Rows that share a hash form groups; the texts of these alone are gathered, whole groups in a task,
+and compared exactly. So one task compares all pages of a template, and its time grows with the square of their number.
+Then each file is written without what repeats, if anything of it is left.
 
 Of a task whose machine dies, the work is done again. `load_dataset(output_dir)` finds nothing before all is written; a
 killed run starts over, in a new folder. Lines and sentences that stand in many documents are deduplicate.py's alone:

@@ -3,6 +3,8 @@
 import shutil
 from dataclasses import replace
 
+import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -195,9 +197,26 @@ def test_what_is_wrong_is_one_error_before_ray_starts(arguments, tmp_path, monke
 
 
 def test_a_file_that_has_changed_meanwhile_is_refused(arguments, tmp_path):
-    import numpy as np
-
     files = ParquetFiles.find(arguments.dataset_name)
     with pytest.raises(ValueError, match="00000.parquet has changed meanwhile"):
         documents.write_kept(files, 0, "body", np.zeros(3, dtype=np.int8), files.filesystem, str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
+
+
+def test_a_store_that_is_not_this_machines_disk(arguments):
+    """As in a bucket: written there, then moved as a folder."""
+    store = fsspec.filesystem("memory")
+    files = ParquetFiles.find(arguments.dataset_name)
+    reasons = np.where(np.arange(SIZES[0]) % 3 == 1, -1, 2).astype(np.int8)
+    store.makedirs("/kept/.unfinished")
+    try:
+        path = "/kept/.unfinished/train-00000-of-00001.parquet"
+        characters = documents.write_kept(files, 0, "body", reasons, store, path)
+        store.mv("/kept/.unfinished", "/kept/data", recursive=True)
+        assert store.find("/kept") == ["/kept/data/train-00000-of-00001.parquet"]
+        with store.open("/kept/data/train-00000-of-00001.parquet") as file:
+            assert pq.read_table(file)["n"].to_pylist() == list(range(1, SIZES[0], 3))
+    finally:
+        store.rm("/kept", recursive=True)
+    lengths = [len(text or "") for text in TEXTS[: SIZES[0]]]
+    assert characters == {-1: sum(lengths[1::3]), 2: sum(lengths) - sum(lengths[1::3])}
