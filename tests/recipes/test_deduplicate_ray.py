@@ -123,11 +123,13 @@ def test_each_kind_of_task_loses_a_worker(cluster, arguments, tmp_path, monkeypa
 
             from hf_ppl_select.streaming import documents
 
-            if os.path.exists(mark):
+            if os.path.exists(mark) or given[-1] is None:
                 return real(*given)
             open(mark, "w").close()
             if name != "write_kept":
                 os.kill(os.getpid(), signal.SIGKILL)
+            other = os.path.join(os.path.dirname(given[-1]), ".train.00000000-1-00000000.partial")
+            open(other, "w").close()  # as if on another machine, whose processes nobody here can ask
             documents.gathered = lambda batches: os.kill(os.getpid(), signal.SIGKILL)  # in the middle of a file
             return real(*given)
 
