@@ -12,6 +12,7 @@ from types import ModuleType
 PROGRAM = "hf-ppl-select"
 COMMANDS = {  # name: script, what it does
     "deduplicate": ("deduplicate", "drops repeated documents, lines and sentences, before chunking"),
+    "deduplicate-ray": ("deduplicate_ray", "drops the same documents on a Ray cluster"),
     "score": ("score", "documents, chunks, perplexities: scores a corpus; its landscape"),
     "score-ngrams": ("score_ngrams", "adds ngram_ratio: likeness to trusted text, without a model"),
     "score-ray": ("score_ray", "the same on a Ray cluster"),
@@ -66,7 +67,7 @@ def as_typed(text: str) -> str:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:<14}{about}" for name, (_, about) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<16}{about}" for name, (_, about) in COMMANDS.items())
     return f"""usage: {PROGRAM} COMMAND [--config FILE] [--option value ...]
 
 {commands}

