@@ -193,8 +193,8 @@ def push_between(hub, stage, number: int, path: str) -> str:
         assert found == {**before, path: content} and path in str(error), (error, sorted(found), stage.name, number)
         outcome = "said, theirs"
     elif found[path] == content:
-        assert is_ours  # they pushed after we had
-        outcome = "done, theirs on top"
+        assert is_ours  # beside a law, say
+        outcome = "done, both"
     else:
         assert number <= right.first_look and path.startswith("data/") and stage.before  # an earlier version of ours
         outcome = "done, replaced"

@@ -80,7 +80,7 @@ def plant(monkeypatch, tmp_path):
 
 
 @pytest.mark.long
-def test_every_request_of_every_push(faulty_hub, all_stages, plant, capfd):
+def test_every_request_of_every_push(faulty_hub, all_stages, plant, capfd, caplog):
     total, every = 0, 1 if os.environ.get("HUB_FAULTS") == "all" else 3
 
     def show(name, fault, outcomes):
@@ -102,6 +102,6 @@ def test_every_request_of_every_push(faulty_hub, all_stages, plant, capfd):
                 outcomes.append(break_request(faulty_hub, planted, number, kind, times))
                 assert times > 1 or outcomes[-1] == "done, new", (name, kind, number)  # what passes is not seen
             total += show(name, f"{kind} {'once' if times == 1 else 'on'}", outcomes)
-    said = "".join(capfd.readouterr())
+    said = "".join(capfd.readouterr()) + caplog.text
     assert "Retrying in" in said and TOKEN not in said  # the client's own words, too
     assert total > 500
