@@ -23,6 +23,7 @@ _MODULE_OF = {
     "select_subset": "selection.select",
     "run_benchmarks": "benchmarks",
     "push_subset_to_hub": "hub.push_subset",
+    "push_subset_folder_to_hub": "hub.push_subset",
 }
 __all__ = ["__version__", *_MODULE_OF]
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .benchmarks import run_benchmarks
     from .data.chunking import chunk_documents
     from .deduplication.documents import deduplicate_documents
-    from .hub.push_subset import push_subset_to_hub
+    from .hub.push_subset import push_subset_folder_to_hub, push_subset_to_hub
     from .landscape.landscape import PerplexityLandscape
     from .law.comparison import compare_scaling_laws
     from .law.fit import fit_scaling_law

@@ -201,11 +201,16 @@ class _Handler(BaseHTTPRequestHandler):
     def validate_yaml(self, **_) -> None:
         self._send_json({"errors": [], "warnings": []})
 
-    def repo_info(self, repo_id, revision="main", *, signed_in, **_) -> None:
+    def repo_info(self, repo_id, revision="main", *, query, signed_in, **_) -> None:
         repo = self._repo(repo_id, signed_in)
         if repo and (found := self._commit_of(repo, revision)):
             sha, (_, files) = found
             siblings = [{"rfilename": path} for path in files]
+            if "blobs" in query:
+                for file in siblings:
+                    entry = self._entry(repo, file["rfilename"], files[file["rfilename"]])
+                    file |= {"size": entry["size"], "blobId": entry["oid"]}
+                    file |= {"lfs": {"sha256": entry["lfs"]["oid"], **entry["lfs"]}} if "lfs" in entry else {}
             info = {
                 "_id": "0" * 24,
                 "id": repo_id,

@@ -17,7 +17,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import RepoSibling
 
 from ..data.saving import write_atomically
 from ..data.shards import file_sha256
@@ -90,7 +90,7 @@ class _There:
 
     sha: str | None = None
     private: bool = False
-    files: Mapping[str, RepoFile] | None = None
+    files: Mapping[str, RepoSibling] | None = None
     readme: str | None = None
 
 
@@ -107,7 +107,7 @@ def push_in_one_commit(
     token: str | None = None,
     dry_run: bool = False,
     replaces: Callable[[str], bool] = lambda path: False,
-    finish: Callable[[str, Mapping[str, RepoFile]], str] = lambda readme, files: readme,
+    finish: Callable[[str, Mapping[str, RepoSibling]], str] = lambda readme, files: readme,
 ) -> str | PushPlan:
     """Push files and a card, to a repository that is made if it is absent.
 
@@ -193,7 +193,8 @@ def _check_private(repo_id: str, wanted: bool | None, found: bool) -> None:
 
 def _look(api: HfApi, repo_id: str, repo_type: str, branch: str, token: str | None, *, may_be_absent: bool) -> _There:
     """The newest commit of a branch. One that may be absent is, where it is, what making it would give."""
-    options: dict[str, Any] = {"repo_type": repo_type, "timeout": HUB_TIMEOUT}
+    # All files in the one answer: listing them, newer clients wait for ever where the Hub is silent
+    options: dict[str, Any] = {"repo_type": repo_type, "timeout": HUB_TIMEOUT, "files_metadata": True}
     try:
         info = patiently(lambda: api.repo_info(repo_id, revision=branch, **options))
     except RepositoryNotFoundError as error:
@@ -204,9 +205,7 @@ def _look(api: HfApi, repo_id: str, repo_type: str, branch: str, token: str | No
         if not may_be_absent:
             raise
         info = patiently(lambda: api.repo_info(repo_id, **options))
-    listed = {"recursive": True, "revision": info.sha, "repo_type": repo_type}
-    tree = patiently(lambda: list(api.list_repo_tree(repo_id, **listed)), transfers=True)
-    found = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    found = {file.rfilename: file for file in info.siblings or ()}
     readme = existing_readme(repo_id, repo_type, token, info.sha) if README in found else None
     return _There(info.sha, bool(info.private), found, readme)
 
@@ -252,7 +251,7 @@ def _plan(
     return PushPlan(repo_id, repo_type, branch, private if is_new else there.private, is_new, tuple(found))
 
 
-def _is_same(local: Path, remote: RepoFile) -> bool:
+def _is_same(local: Path, remote: RepoSibling) -> bool:
     """Whether a file is that of the repository, by git's hash of it or, of a large one, its SHA-256."""
     if (size := os.stat(local).st_size) != remote.size:
         return False
@@ -278,7 +277,7 @@ def _upload(api: HfApi, plan: PushPlan, files: Mapping[str, Path]) -> list[Commi
         CommitOperationAdd(file.path, files[file.path]) for file in plan.changes if file.change in ("new", "changed")
     ]
     options: dict[str, Any] = {"repo_type": plan.repo_type, "revision": plan.revision, "free_memory": False}
-    patiently(lambda: api.preupload_lfs_files(plan.repo_id, added, **options), transfers=True)
+    patiently(lambda: api.preupload_lfs_files(plan.repo_id, added, **options), uploads=True)
     return [*added, *(CommitOperationDelete(file.path) for file in plan.changes if file.change == "deleted")]
 
 

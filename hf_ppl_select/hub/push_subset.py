@@ -19,7 +19,7 @@ from .subset_folder import LAYOUT, check_folder, check_subset, describe_subset, 
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
-    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.hf_api import RepoSibling
 
     from ..landscape.landscape import PerplexityLandscape
 
@@ -154,7 +154,12 @@ def push_subset_folder_to_hub(
 
 
 def _with_split(
-    readme: str, there: Mapping[str, RepoFile], features: Features, num_rows: int, num_bytes: int, download_size: int
+    readme: str,
+    there: Mapping[str, RepoSibling],
+    features: Features,
+    num_rows: int,
+    num_bytes: int,
+    download_size: int,
 ) -> str:
     """The card with what `load_dataset` needs for our split, as `Dataset.push_to_hub` writes it beside other splits.
 

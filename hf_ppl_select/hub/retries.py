@@ -1,7 +1,7 @@
 """Requests to the Hub: none waits for ever, and what fails in passing is asked again.
 
-`huggingface_hub` asks again for uploads and listings, but not for small files, nor for what it asks of repositories,
-nor for a commit, which may have been made though its answer was lost: whoever commits looks first at what is there.
+`huggingface_hub` sends uploads again, but not what it asks of repositories and small files, nor a commit, which may
+have been made though its answer was lost: whoever commits looks first at what is there.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ HTTP_ERROR = HTTPError.__base__ if issubclass(HTTPError, OSError) else HTTPError
 TRIES = 3  # of one request
 LONGEST_SILENCE = 120.0  # seconds without a byte until a request counts as lost; the client itself waits for ever
 LONGEST_PAUSE = 300.0  # seconds that the Hub may ask us to wait; its limits are per five minutes
-# From 1.0 on the client itself asks again for listings and uploads, and what a file's newest version is.
-_CLIENT_ASKS_AGAIN = not issubclass(HTTPError, OSError)
+# From 1.0 on the client itself sends uploads again.
+_CLIENT_SENDS_AGAIN = not issubclass(HTTPError, OSError)
 _PASSING = (408, 429, 500, 502, 503, 504)
 
 
-def patiently(ask: Callable[[], T], *, transfers: bool = False) -> T:
+def patiently(ask: Callable[[], T], *, uploads: bool = False) -> T:
     """What `ask` returns; after faults that pass it is called again, so it must do no harm twice.
 
     Args:
         ask: requests of the client.
-        transfers: it lists or uploads, which newer clients ask again for themselves.
+        uploads: which newer clients send again for themselves.
     """
-    most = 1 if transfers and _CLIENT_ASKS_AGAIN else TRIES
+    most = 1 if uploads and _CLIENT_SENDS_AGAIN else TRIES
     for tries in range(1, most + 1):
         try:
             with bounded_silence():

@@ -4,12 +4,18 @@ The table of the long sweep: `make test-long ARGS="-k every_request -s"`. It goe
 pushes, and through every third of the others; HUB_FAULTS=all goes through all.
 """
 
+import dataclasses
 import os
 from collections import Counter
+from functools import partial
+from itertools import cycle, product
 
 import pytest
 from faulty_hub import LASTING, PASSING
 from hub.push_stages import THEIRS, break_request, push_between, stages, undisturbed
+from huggingface_hub import constants
+
+TOKEN = "hf_ThisIsTheRightOne"
 
 FOR_EVER = 10**6
 WHOLE = ("subset again", "law again", "subset to a branch")
@@ -55,25 +61,47 @@ def test_the_same_push_again_makes_no_commit(faulty_hub, all_stages, name):
     assert not any(line.startswith("PUT") or "/commit/" in line for line in faulty_hub.requests)
 
 
+@pytest.fixture
+def plant(monkeypatch, tmp_path):
+    """Gives the token in one of three ways, and the stage that takes it so."""
+
+    def plant(way, stage):
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / f"token of {way}"))
+        if way == "environment":
+            monkeypatch.setenv("HF_TOKEN", TOKEN)
+        elif way == "file":
+            (tmp_path / f"token of {way}").write_text(TOKEN)
+        else:
+            return dataclasses.replace(stage, push=partial(stage.push, token=TOKEN))
+        return stage
+
+    return plant
+
+
 @pytest.mark.long
-def test_every_request_of_every_push(faulty_hub, all_stages, capsys):
-    table, faults = {}, 0
+def test_every_request_of_every_push(faulty_hub, all_stages, plant, capfd, caplog):
+    total, every = 0, 1 if os.environ.get("HUB_FAULTS") == "all" else 3
+
+    def show(name, fault, outcomes):
+        with capfd.disabled():
+            print(f"\n{name:20} {fault:45} {dict(sorted(Counter(outcomes).items()))}", end="", flush=True)
+        return len(outcomes)
+
     for name, stage in all_stages.items():
-        for kind in (*PASSING, *LASTING):
-            for times in (1, FOR_EVER) if kind in PASSING else (FOR_EVER,):
-                if kind == "silence" and times > 1 and name not in WHOLE[:2]:
-                    continue  # each takes seconds
-                counts, faults = Counter(), faults + 1
-                step = 1 if name in WHOLE or os.environ.get("HUB_FAULTS") == "all" else 3
-                for number in requests_of(faulty_hub, stage)[faults % step :: step]:
-                    outcome = break_request(faulty_hub, stage, number, kind, times)
-                    assert times > 1 or outcome == "done, new", (name, kind, number)  # what passes is not seen
-                    counts[outcome] += 1
-                table[name, f"{kind} {'once' if times == 1 else 'on'}"] = counts
+        step, stage = 1 if name in WHOLE else every, plant("environment", stage)
         for path in THEIRS:
-            counts = Counter(push_between(faulty_hub, stage, i, path) for i in requests_of(faulty_hub, stage))
-            table[name, f"meanwhile {path}"] = counts
-    with capsys.disabled():
-        for (name, fault), counts in table.items():
-            print(f"\n{name:20} {fault:45} {dict(sorted(counts.items()))}", end="")
-        print(f"\n{sum(counts.total() for counts in table.values()):,} pushes")
+            outcomes = [push_between(faulty_hub, stage, i, path) for i in requests_of(faulty_hub, stage)[::step]]
+            total += show(name, f"meanwhile {path}", outcomes)
+        ways = cycle(("environment", "option", "file"))
+        for kind, times in [*product(PASSING, (1, FOR_EVER)), *product(LASTING, (FOR_EVER,))]:
+            if kind == "silence" and times > 1 and name not in WHOLE[:2]:
+                continue  # each takes seconds
+            planted, outcomes = plant(next(ways), stage), []
+            for number in requests_of(faulty_hub, planted)[total % step :: step]:
+                outcomes.append(break_request(faulty_hub, planted, number, kind, times))
+                assert times > 1 or outcomes[-1] == "done, new", (name, kind, number)  # what passes is not seen
+            total += show(name, f"{kind} {'once' if times == 1 else 'on'}", outcomes)
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert "Retrying in" in said and TOKEN not in said  # the client's own words, too
+    assert total > 500

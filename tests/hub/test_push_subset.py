@@ -384,7 +384,7 @@ def test_no_hub_there(hub, waits, subset):
         ({"PUT /lfs": 403}, "may not do this"),
         ({"PUT /lfs": 0}, "cannot be reached"),
         ({"info/lfs/objects/batch": 502}, "the Hub answered 502"),
-        ({"GET .*/tree/": 0}, "cannot be reached"),
+        ({"GET .*/revision/": 0}, "cannot be reached"),
         ({"POST .*/commit/": 401}, "refuses the token"),
     ],
 )
