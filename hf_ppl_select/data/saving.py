@@ -14,7 +14,7 @@ import socket
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,7 +54,8 @@ def written_aside(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(aside)):
             error.filename = os.fspath(path)  # what one knows it by; native writers name none
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that is read-only by now: the first error says it
+            aside.unlink(missing_ok=True)
         raise
 
 

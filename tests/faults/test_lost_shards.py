@@ -189,6 +189,12 @@ def test_the_slower_of_two_runs_at_once_ends_well_and_changes_nothing(tmp_path):
         assert os.listdir(folder) == ["data"] and len(slower.read(["text"])) == NUM_ROWS - 110
 
 
+def test_what_a_killed_write_left_is_not_somebody_elses(corpus):
+    (corpus.parent / "streamed").mkdir()
+    (corpus.parent / "streamed" / ".law.json.00000000-1-0.partial").write_text("half")
+    assert stream(corpus) == NUM_ROWS - 110
+
+
 def test_a_flipped_manifest_is_refused(corpus):
     path, rng = corpus / "data" / "manifest.json", random.Random(1)
     content = path.read_bytes()
