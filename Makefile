@@ -27,7 +27,7 @@ lint: $(VENV)/installed
 bench-gpu:
 	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) tests/bench/bench_gpu.py --output gpu.json $(ARGS)
 
-# What is released: what is in it, and installed as a user would, with the newest and the oldest versions; half an hour.
+# What is released: what is in it, and installed as a user would, with the newest and the oldest versions.
 check-release:
 	$(PYTHON) tests/bench/check_release.py $(ARGS)
 
