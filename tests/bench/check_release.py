@@ -8,7 +8,8 @@ python tests/bench/check_release.py --only constraints.txt        # the newest a
 ```
 
 In each environment: `pip check`, the help of the command, and the first steps of the quickstart, or with `--whole` all
-of it in its smallest size, with the model and the ontology of two wheels. Nothing is read from the checkout but the constraints.
+of it in its smallest size, with the model and the ontology of two wheels. Nothing else of the checkout is read than
+the constraints.
 """
 
 import argparse
