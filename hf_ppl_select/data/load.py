@@ -118,7 +118,7 @@ def load_texts(
     if rows.column_names == ["text"]:
         column = "text"
     if column not in rows.column_names:
-        raise ValueError(f"{name} has no column {column!r}; its columns are {', '.join(rows.column_names)}.")
+        raise ValueError(f"{name} has no column {column!r}; its columns are {', '.join(rows.column_names):.300}.")
     if (dtype := getattr(rows.features[column], "dtype", "list")) not in (*_TEXT_TYPES, "null"):
         raise ValueError(f"column {column!r} of {name} holds {dtype}, not text.")
     with _decoded(name):
@@ -172,7 +172,7 @@ def load_answers(
         with _decoded(name):
             answered = answered.filter(_has_assistant, **options)
     else:
-        columns = ", ".join(rows.column_names)
+        columns = f"{', '.join(rows.column_names):.300}"
         raise ValueError(
             f"{name} has neither {prompt_column!r} and {completion_column!r} nor 'messages'; its columns: {columns}."
         )
