@@ -101,7 +101,7 @@ def load_yaml(text: str, where: str) -> Any:
 def check_json_rows(path: str | os.PathLike) -> None:
     """Refuse files of JSON rows that end the process in pyarrow, or fail far from here.
 
-    These are brackets within brackets, by the thousand; null in place of a row; and what is not UTF-8.
+    These are brackets within brackets, by the thousand; null or NaN in place of a row; and what is not UTF-8.
 
     Raises:
         ValueError: naming the file.
@@ -127,8 +127,11 @@ def check_json_rows(path: str | os.PathLike) -> None:
             depths = depth + np.cumsum(steps, dtype=np.int32)
             if depths.max(initial=0) > DEEPEST_OF_ROWS:
                 raise ValueError(f"{path} has brackets within brackets, more than {DEEPEST_OF_ROWS} deep.")
-            if any(depths[null.start()] <= of_rows for null in re.finditer(b"null", plain)):
-                raise ValueError(f"{path} has null in place of a row in line {number}; take it out.")
+            for nothing in re.finditer(b"null|NaN|Inf", plain):
+                if depths[nothing.start()] <= of_rows:
+                    raise ValueError(
+                        f"{path} has {nothing[0].decode()} in place of a row in line {number}; take it out."
+                    )
             depth = int(depths[-1])
 
 

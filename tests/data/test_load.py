@@ -76,13 +76,22 @@ def test_brackets_within_brackets_are_refused(text, suffix, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["null", 'null\n{"a": 1}', '[null, {"a": 1}]', '[\n{"a": 1},\nnull\n]', '{"a": 1} null']
+    "text",
+    [
+        "null",
+        'NaN\n[[1]]\n{"a": 1}',
+        '[NaN, {"a": 1}]',
+        'null\n{"a": 1}',
+        '[null, {"a": 1}]',
+        '[\n{"a": 1},\nnull\n]',
+        '{"a": 1} null',
+    ],
 )
 def test_null_in_place_of_a_row_is_refused(text, tmp_path):
     """The first of them ends the process: pyarrow follows a pointer to nowhere."""
     path = tmp_path / "rows.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="rows.json has null in place of a row in line"):
+    with pytest.raises(ValueError, match="rows.json has (null|NaN) in place of a row in line"):
         load_rows(str(path))
 
 
