@@ -6,7 +6,7 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile # a process per core, ea
 PIP := pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-long test-oldest lint bench-gpu wheels clean
+.PHONY: quickstart test test-long test-oldest lint bench-gpu check-release wheels clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python recipes/quickstart.py $(ARGS)
@@ -31,6 +31,10 @@ lint: $(VENV)/installed
 # On a machine with a GPU, in an environment that sees it: make bench-gpu PYTHON=python3, without .venv's CPU pins.
 bench-gpu:
 	PYTHONPATH=$(CURDIR):$$PYTHONPATH $(PYTHON) tests/bench/bench_gpu.py --output gpu.json $(ARGS)
+
+# What is released: what is in it, and installed as a user would, with the newest and the oldest versions.
+check-release:
+	$(PYTHON) tests/bench/check_release.py $(ARGS)
 
 # What a machine without a network lacks for it: HAVE is `pip list --format=freeze` of that machine.
 wheels: $(VENV)/installed

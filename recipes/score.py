@@ -28,7 +28,8 @@ python recipes/score.py --config recipes/configs/score_medical.yaml --trusted tr
 ```
 
 With `--chunk_length 0` rows are scored as they are: texts, `prompt` and `completion`, or `messages`. Killed and
-started again, the same command goes on after the last finished shard. `load_dataset(output_dir)` works once every
+started again, the same command goes on after the last finished shard; copies of it that run at once end as one, but
+share no work (`accelerate launch` does that). `load_dataset(output_dir)` works once every
 chunk is scored; beside the data are landscape.json and, with matplotlib, landscape.png, and those of other scores
 (landscape_perplexity_ratio.json).
 """
@@ -149,6 +150,7 @@ def main(args):
     from hf_ppl_select import PerplexityLandscape
     from hf_ppl_select.data.chunking import check_lengths
     from hf_ppl_select.data.load import load_rows
+    from hf_ppl_select.data.saving import one_at_a_time
     from hf_ppl_select.likelihood.model_identity import own_revision
     from hf_ppl_select.likelihood.models import load_tokenizer
     from hf_ppl_select.scoring.ifd import check_prompts
@@ -224,12 +226,13 @@ def main(args):
             column = args.text_column if args.chunk_length else scored[0]
             name = args.trusted or f"the trusted share of {args.eval_file}"
             trusted.check_not_in_corpus(texts, name, documents, column, args.dataset_name)
-            if reference.start_reference(folder, pieces, training, source, overwrite=args.overwrite):
-                with reference.as_one_process():
-                    cpt.main(*parse_options(cpt.make_parser(), reference.cpt_options(folder, training)))
-                list_files(folder)
-            if args.trusted is None:
-                trusted.write_held_out(folder.with_name("held_out.jsonl"), held_out)
+            with one_at_a_time(args.output_dir):  # a second copy of this command finds it trained
+                if reference.start_reference(folder, pieces, training, source, overwrite=args.overwrite):
+                    with reference.as_one_process():
+                        cpt.main(*parse_options(cpt.make_parser(), reference.cpt_options(folder, training)))
+                    list_files(folder)
+                if args.trusted is None:
+                    trusted.write_held_out(folder.with_name("held_out.jsonl"), held_out)
         reference.wait_for_reference(folder, training)
         scorer.reference = str(folder)
         settings["reference"] = folder.name  # wherever the two folders are moved to

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .shards import check_folder_of_shards
-from .strict import check_nesting
+from .strict import check_json_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,9 +42,9 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         if kind is None:
             raise ValueError(f"{name} is not a dataset: bring a {', '.join(FILE_KINDS)} file, or a folder.")
         options = {"sample_by": "paragraph"} if kind == "text" else {}
+        if kind == "json":
+            check_json_rows(path)
         with _named(name, f" as {kind}, split {split!r}"):
-            if kind == "json":
-                check_nesting(path)
             rows = load_dataset(kind, data_files={split.partition("[")[0]: str(path)}, split=split, **options)
     elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         with _named(name, ", a folder of save_to_disk"):
@@ -93,6 +93,15 @@ def _named(name: str, how: str = "") -> Iterator[None]:
         raise ValueError(f"{name} cannot be read{how}: {reason}") from error
 
 
+@contextmanager
+def _decoded(name: str) -> Iterator[None]:
+    """Of a text whose bytes, in parquet, are none."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} has a text that is not UTF-8 ({error.reason}); write it anew.") from error
+
+
 def load_texts(
     name: str, column: str = "text", config: str | None = None, split: str = "train"
 ) -> tuple[Dataset, int]:
@@ -109,10 +118,11 @@ def load_texts(
     if rows.column_names == ["text"]:
         column = "text"
     if column not in rows.column_names:
-        raise ValueError(f"{name} has no column {column!r}; its columns are {', '.join(rows.column_names)}.")
+        raise ValueError(f"{name} has no column {column!r}; its columns are {', '.join(rows.column_names):.300}.")
     if (dtype := getattr(rows.features[column], "dtype", "list")) not in (*_TEXT_TYPES, "null"):
         raise ValueError(f"column {column!r} of {name} holds {dtype}, not text.")
-    texts = rows.select_columns(column).filter(_has_text, batched=True, input_columns=column)
+    with _decoded(name):
+        texts = rows.select_columns(column).filter(_has_text, batched=True, input_columns=column)
     if not len(texts):
         raise ValueError(f"{name} has no text: column {column!r} is empty in all of its {len(rows)} rows.")
     return texts if column == "text" else texts.rename_column(column, "text"), len(rows) - len(texts)
@@ -151,16 +161,18 @@ def load_answers(
                 raise ValueError(f"column {column!r} of {name} holds {dtype}, neither text nor messages.")
         if prompt_template is not None and getattr(rows.features[prompt_column], "dtype", "list") == "list":
             raise ValueError(f"prompt_template is for prompts of text; {prompt_column!r} of {name} holds messages.")
-        answered = rows.select_columns([*pair, *more]).filter(_has_both, batched=True, input_columns=list(pair))
+        with _decoded(name):
+            answered = rows.select_columns([*pair, *more]).filter(_has_both, batched=True, input_columns=list(pair))
         answered = answered.rename_columns({old: new for old, new in pair.items() if old != new})
         if prompt_template is not None:
             answered = answered.map(lambda row: {"prompt": prompt_template.replace("{prompt}", row["prompt"])})
     elif "messages" in rows.column_names:
         answered = rows.select_columns(["messages", *more])
         options = {"batched": True, "input_columns": "messages", "fn_kwargs": {"name": name}}
-        answered = answered.filter(_has_assistant, **options)
+        with _decoded(name):
+            answered = answered.filter(_has_assistant, **options)
     else:
-        columns = ", ".join(rows.column_names)
+        columns = f"{', '.join(rows.column_names):.300}"
         raise ValueError(
             f"{name} has neither {prompt_column!r} and {completion_column!r} nor 'messages'; its columns: {columns}."
         )

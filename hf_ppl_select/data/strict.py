@@ -12,8 +12,7 @@ MOST_DIGITS = 40  # of a whole number: beyond all that is counted, and int() of 
 LONGEST_MESSAGE = 1500  # characters
 DEEPEST_OF_ROWS = 100
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_BRACKETS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as int8: 1 and -1
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+_BRACKETS = bytes({ord("["): 1, ord("{"): 1, ord("]"): 255, ord("}"): 255}.get(i, 0) for i in range(256))  # int8
 DEEPEST = 20  # brackets within brackets
 
 
@@ -99,8 +98,10 @@ def load_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where} cannot be read as YAML ({reason}); repair it.") from error
 
 
-def check_nesting(path: str | os.PathLike) -> None:
-    """Refuse rows of JSON with brackets within brackets, a hundred deep: pyarrow ends the process at some thousands.
+def check_json_rows(path: str | os.PathLike) -> None:
+    """Refuse files of JSON rows that end the process in pyarrow, or fail far from here.
+
+    These are brackets within brackets, by the thousand; null or NaN in place of a row; and what is not UTF-8.
 
     Raises:
         ValueError: naming the file.
@@ -109,15 +110,29 @@ def check_nesting(path: str | os.PathLike) -> None:
 
     depth = 0
     with open(path, "rb") as file:
-        for line in file:
+        head = file.read(100)
+        file.seek(0)
+        # A list of rows, not of texts, by the rule of `datasets`
+        of_rows = int(head.startswith(b"[") and b"{" in head.split(b'"', 1)[0])
+        for number, line in enumerate(file, start=1):
+            try:
+                line.isascii() or line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 in line {number} ({error.reason}); write it anew.") from error
             is_row = line.startswith(b"{") and line.rstrip().endswith(b"}")
             if is_row and line.count(b"[") + line.count(b"{") <= DEEPEST_OF_ROWS:
                 continue
-            brackets = np.frombuffer(_STRING.sub(b"", line).translate(_BRACKETS, _NO_BRACKETS), np.int8)
-            depths = depth + np.cumsum(brackets, dtype=np.int64)
-            if len(depths) and depths.max() > DEEPEST_OF_ROWS:
+            plain = _STRING.sub(b'""', line)
+            steps = np.frombuffer(plain.translate(_BRACKETS), np.int8)
+            depths = depth + np.cumsum(steps, dtype=np.int32)
+            if depths.max(initial=0) > DEEPEST_OF_ROWS:
                 raise ValueError(f"{path} has brackets within brackets, more than {DEEPEST_OF_ROWS} deep.")
-            depth = int(depths[-1]) if len(depths) else depth
+            for nothing in re.finditer(b"null|NaN|Inf", plain):
+                if depths[nothing.start()] <= of_rows:
+                    raise ValueError(
+                        f"{path} has {nothing[0].decode()} in place of a row in line {number}; take it out."
+                    )
+            depth = int(depths[-1])
 
 
 def check_yaml(text: str, where: str) -> None:

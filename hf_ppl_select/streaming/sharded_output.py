@@ -252,8 +252,9 @@ class ShardedOutput:
         for path in (*map(_note, self.paths), *empty):
             path.unlink(missing_ok=True)
         folder.rename(self.folder / "data")
-        for path in (self.folder / "data").glob(".*.partial"):  # of a write that was killed, or is no longer needed
-            path.unlink(missing_ok=True)
+        for left in (".*.partial", "*.parquet.json"):  # of a write that was killed, or by a slower process meanwhile
+            for path in (self.folder / "data").glob(left):
+                path.unlink(missing_ok=True)
 
 
 def _note(path: Path) -> Path:

@@ -75,6 +75,39 @@ def test_brackets_within_brackets_are_refused(text, suffix, tmp_path):
         load_rows(str(path))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "null",
+        'NaN\n[[1]]\n{"a": 1}',
+        '[NaN, {"a": 1}]',
+        'null\n{"a": 1}',
+        '[null, {"a": 1}]',
+        '[\n{"a": 1},\nnull\n]',
+        '{"a": 1} null',
+    ],
+)
+def test_null_in_place_of_a_row_is_refused(text, tmp_path):
+    """The first of them ends the process: pyarrow follows a pointer to nowhere."""
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="rows.json has (null|NaN) in place of a row in line"):
+        load_rows(str(path))
+
+
+def test_null_elsewhere_is_a_value(tmp_path):
+    for name, text in (("a.jsonl", '{"a": null, "b": [null]}\n{"a": 1, "b": [2]}'), ("b.json", '["null", null]')):
+        (tmp_path / name).write_text(text)
+        assert len(load_rows(str(tmp_path / name))) == 2
+
+
+def test_what_is_not_utf8_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
+    with pytest.raises(ValueError, match="rows.jsonl is not UTF-8 in line 2"):
+        load_rows(str(path))
+
+
 def test_brackets_in_texts_are_text(tmp_path):
     rows = [{"text": "[" * 300 + '"' + "{" * 200 + "\\", "n": [[i]]} for i in range(3)]
     for name, written in (("a.jsonl", "\n".join(map(json.dumps, rows))), ("b.json", json.dumps(rows, indent=1))):

@@ -71,7 +71,7 @@ RECIPES = {
     "fit_law": _DATA | _CPU | {"eval_file": "h.jsonl", "num_probes": 6, "learning_rate": 0.1},
     "select_subset": _DATA | {"law": "law.json", "num_tokens": 1000, "strategy": "maxent", "seed": 0},
     "select_ray": _DATA | {"selector": "s.json", "num_cpus": 2, "batch_size": 10},
-    "cpt": _DATA | _CPU | {"model_name_or_path": "m", "warmup_steps": 0.5, "max_steps": 3},
+    "cpt": _DATA | _CPU | {"model_name_or_path": "m", "warmup_steps": 5, "max_steps": 3},
     "sft": _DATA | _CPU | {"model_name_or_path": "m", "lora_r": 8, "use_peft": True},
     "run_benchmarks": {"model": "m", "benchmarks": ["medical"], "limit": 5, "dtype": "float32"},
     "quickstart": {"num_documents": 60, "chunk_length": 64, "dirty": 0.5, "model": None},

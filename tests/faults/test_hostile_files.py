@@ -20,7 +20,7 @@ from hf_ppl_select.data.saving import checksum
 
 ERRORS = (ValueError, KeyError, TypeError, OSError)
 FUZZ_CASES = os.environ.get("FUZZ_CASES")
-QUICK, LONG = 100, 1000
+QUICK, LONG = 100, 500
 
 
 def number_of(name, many):

@@ -110,7 +110,7 @@ def test_selectors_in_threads_decide_as_they_do_alone(size):
         assert list(threads.map(decide, range(size))) == alone
 
 
-@sizes(150, 10_000)
+@sizes(150, 2000)
 def test_memory_stays_flat_over_batches_of_the_scorer(size, tiny_model_dir):
     scorer, rng = PerplexityScorer(tiny_model_dir, device="cpu", max_batch_tokens=256), random.Random(0)
 
@@ -139,7 +139,7 @@ def generated(num_rows, batch_size=50_000):
         }
 
 
-@sizes(100_000, 1_000_000)
+@sizes(100_000, 500_000)
 def test_memory_stays_flat_over_a_stream(size):
     landscape = PerplexityLandscape.from_dataset(scored())
     selector = PerplexitySelector.from_target(22.0, 6.0, landscape=landscape, num_tokens=landscape.num_tokens / 3)
@@ -158,7 +158,7 @@ def test_memory_stays_flat_over_a_stream(size):
     assert kept / size == pytest.approx(1 / 3, abs=0.03)
 
 
-@sizes(20_000, 200_000)
+@sizes(20_000, 100_000)
 def test_memory_stays_flat_over_a_filtered_stream_of_datasets(size):
     landscape = PerplexityLandscape.from_dataset(scored())
     selector = PerplexitySelector.from_target(22.0, 6.0, landscape=landscape, num_tokens=landscape.num_tokens / 3)
@@ -180,7 +180,7 @@ def test_memory_stays_flat_over_a_filtered_stream_of_datasets(size):
     assert grown < 60 and kept / size == pytest.approx(1 / 3, abs=0.03)
 
 
-@sizes(500, 10_000)
+@sizes(500, 5000)
 def test_documents_of_very_unequal_length(size, tiny_tokenizer, tiny_model_dir):
     """From one character to a million: put together, chunks are the documents; all is scored, in little memory."""
     rng, longest = random.Random(0), 1_000_000 if size > 1000 else 100_000
