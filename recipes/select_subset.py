@@ -92,8 +92,12 @@ class SelectArguments:
     )
     seed: int = field(default=0, metadata={"help": "Of the draw."})
     group_by: str | None = field(default=None, metadata={"help": "Column of groups that share the budget: source."})
-    group_num_tokens: str | None = field(default=None, metadata={"help": 'Their budgets, as JSON: {"a": 1000, ...}.'})
-    min_group_tokens: str | None = field(default=None, metadata={"help": "Least tokens of each: a number, or JSON."})
+    group_num_tokens: dict | str | None = field(
+        default=None, metadata={"help": 'Their budgets, as JSON: {"a": 1000, ...}.'}
+    )
+    min_group_tokens: dict | str | int | None = field(
+        default=None, metadata={"help": "Least tokens of each: a number, or JSON."}
+    )
     deduplicate: str | None = field(default=None, metadata={"help": "exact, normalized or near."})
     near_threshold: float = field(default=0.8, metadata={"help": "Of near: the least Jaccard similarity."})
     min_score: float | None = field(default=None, metadata={"help": "Drop chunks of a lower score."})

@@ -36,14 +36,14 @@ def test_what_is_wrong_with_the_options_is_one_error(script, run_recipe, tmp_pat
         (["--no_such_option", "1"], "no_such_option"),
         (["--config", "unknown.yaml"], "no_such_key"),
         (["--config", "broken.yaml"], "expected ',' or ']'"),
-        (["--config", "list.yaml"], "must contain a YAML mapping"),
+        (["--config", "list.yaml"], "list.yaml holds list, not options like `seed: 0`"),
         (["--config", "missing.yaml"], "No such file or directory: 'missing.yaml'"),
         (["--config"], "--config needs a YAML file"),
         (["--config", "bomb.yaml"], "bomb.yaml, line 1 has &a0 or *a0; write out what it stands for"),
         (["--config", "twice.yaml"], "twice.yaml, line 3 has 'seed' a second time"),
         (["--config", "twice_inside.yaml"], "twice_inside.yaml, line 1 has 'A' a second time"),
         (["--config", "deep.yaml"], "deep.yaml, line 1 is more than 20 levels deep"),
-        (["--config", "binary.yaml"], "'utf-8' codec can't decode"),
+        (["--config", "binary.yaml"], "binary.yaml is not UTF-8 (invalid start byte at byte 0)"),
     ):
         code, stdout, stderr = run_recipe(script, *needed, *options)
         assert code == 2 and message in stderr.split(f"{script}.py: error: ")[1], (options, stderr)

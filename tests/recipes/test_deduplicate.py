@@ -126,8 +126,9 @@ def killing(*args):
     replace(*args)
 saving.os.replace = killing
 """
-    # The manifest and three shards; three more; the last; the dropped rows; all but the report. Two of seven are empty
-    for number, shards in ((5, 3), (4, 6), (2, 7), (2, 5), (2, 5), (2, 5)):
+    # The manifest and three shards, each with a note; three more; the last; the dropped rows; all but the report. Two
+    # of seven are empty
+    for number, shards in ((8, 3), (7, 6), (3, 7), (2, 5), (2, 5), (2, 5)):
         done = finish(start("recipes/deduplicate.py", *command(killed, **options), before=before.format(number)))
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert len(list(killed.rglob("train-*.parquet"))) == shards

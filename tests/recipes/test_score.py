@@ -132,8 +132,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(options, tmp_path,
     expected = files(tmp_path / "undisturbed")
     num_shards = sum(name.endswith(".parquet") for name in expected)
     killed = tmp_path / "killed"
-    # os.replace: the manifest, two shards, and the next one dies. Then two more shards. Then all, but not published
-    for moment, number, num_finished in (("writing", 4, 2), ("scoring", 3, 4), ("publishing", 1, num_shards)):
+    # os.replace: the manifest, two shards and their notes, and the next note dies. Then two more shards. Then all, but
+    # not published
+    for moment, number, num_finished in (("writing", 7, 2), ("scoring", 3, 4), ("publishing", 1, num_shards)):
         run_ = finish(launched(killed, before=KILLED.format(moment, number), **options))
         assert run_.returncode == -signal.SIGKILL, run_.stderr
         assert len(list((killed / ".unfinished").glob("train-*.parquet"))) == num_finished
@@ -311,7 +312,7 @@ def test_wrong_input_is_one_error_and_leaves_nothing(options, tmp_path, content,
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("chunk_length: 12.5", "chunk_length must be a whole number"),
+        ("chunk_length: 12.5", "chunk_length: 12.5; it must be a whole number"),
         ("chunk_length: 0\nmin_length: 30", "min_length is for chunks"),
         ("min_length: 12.5", "min_length"),
         ("shard_size: 0", "shard_size must be a whole number, at least 1"),
