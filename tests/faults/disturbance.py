@@ -6,6 +6,7 @@ Moments in between, as in the middle of a native writer, are reached by time.
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +73,11 @@ class Ended:
 
     @property
     def last_line(self):
-        return self.stderr.rstrip().rpartition("\n")[2].rpartition("\r")[2]
+        """What was said last; a progress bar may close after it."""
+        lines = [line.strip() for line in re.split(r"[\r\n]", self.stderr)]
+        return next(
+            (line for line in reversed(lines) if line and not re.search(r"\[.*(it|tokens|rows)/s.*\]$", line)), ""
+        )
 
 
 class Running:

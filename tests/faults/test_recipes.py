@@ -231,9 +231,15 @@ def damaged(bench, name, seed):
     """A run killed on its way, one of its files damaged: the same command again ends the same, or names the file."""
     rng, place = random.Random(seed), bench.place(name)
     _, places, _, _ = bench.undisturbed(name)
-    at = rng.randint(len(places) // 3, len(places))
-    done = bench.start(name, place, action=signal.SIGKILL, at=at).end()
-    files = [path for path in sorted((place / "here").rglob("*")) if path.is_file() and ".partial" not in path.name]
+    for at in (rng.randint(len(places) // 3, len(places)), len(places)):  # the latter where nothing is whole before
+        done = bench.start(name, place, action=signal.SIGKILL, at=at).end()
+        every = sorted((place / "here").rglob("*"))
+        files = [path for path in every if path.is_file() and ".partial" not in path.name]
+        if files:
+            break
+        shutil.rmtree(place)
+    else:
+        return f"{name} | killed at its last place it leaves no whole file (seed {seed})"
     kinds = {path.parent.name + path.suffix: path for path in rng.sample(files, len(files))}
     path, how = rng.choice(list(kinds.values())), rng.choice(["cut", "emptied", "flipped"])
     damage(path, how, rng)
