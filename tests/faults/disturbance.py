@@ -75,9 +75,8 @@ class Ended:
     def last_line(self):
         """What was said last; a progress bar may close after it."""
         lines = [line.strip() for line in re.split(r"[\r\n]", self.stderr)]
-        return next(
-            (line for line in reversed(lines) if line and not re.search(r"\[.*(it|tokens|rows)/s.*\]$", line)), ""
-        )
+        said = [line for line in lines if line and not re.search(r"\[.*(it|tokens|rows)/s.*\]$", line)]
+        return said[-1] if said else ""
 
 
 class Running:

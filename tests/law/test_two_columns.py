@@ -150,7 +150,6 @@ def test_an_optimum_inside_is_where_the_loss_is_least(law, landscape):
         assert part in str(optimum)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("form", ["no_interaction", "paper", "log_parabola"])
 @pytest.mark.parametrize("loss", [valley, slope])
 def test_no_tilt_of_many_does_better(form, loss, landscape):
