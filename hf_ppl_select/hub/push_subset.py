@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import get_token
 
 from ..data.shards import check_folder_of_shards
-from .existing import card_to_push, metadata_of, with_metadata
+from .existing import card_to_push, metadata_of, read_card, with_metadata
 from .one_commit import README, PushPlan, push_in_one_commit
 from .repository import check_branch, check_hub_access, check_license, full_repo_id
 from .subset_folder import LAYOUT, check_folder, check_subset, describe_subset, save_subset
@@ -120,10 +120,10 @@ def push_subset_folder_to_hub(
 
     folder = Path(folder).expanduser()
     shards = sorted(folder.glob("data/*.parquet"))
-    if not shards or not (folder / README).is_file():
+    own = read_card(folder / README)
+    if not shards or own is None:
         raise FileNotFoundError(f"{folder} holds no subset; name a folder that save_subset or --output_dir wrote.")
     check_folder_of_shards(folder / "data", [shard.name for shard in shards])
-    own = (folder / README).read_text(encoding="utf-8")
     check_license(metadata_of(own).get("license"))
     files = {f"{_DATA}{index:05d}-of-{len(shards):05d}.parquet": shard for index, shard in enumerate(shards)}
     sizes = {name: pq.read_metadata(shard) for name, shard in files.items()}

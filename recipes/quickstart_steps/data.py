@@ -44,9 +44,7 @@ class QuickstartArguments:
     )
     oracle: bool = field(
         default=False,
-        metadata={
-            "help": "Of the ontology, also train on random clean chunks, known by their labels: the best there is."
-        },
+        metadata={"help": "Of the ontology, also train on random clean chunks, known by their labels."},
     )
     num_probes: int = field(default=8, metadata={"help": "Probe runs for the law, one of them random."})
     probe_tokens: int = field(default=4096, metadata={"help": "Tokens each probe trains on."})
