@@ -56,11 +56,16 @@ class QuickstartArguments:
     learning_rate: float = field(default=1e-4, metadata={"help": "Constant learning rate of probes and runs."})
     seed: int = field(default=0, metadata={"help": "Of the corpus and, counting up, of subsets and runs."})
 
+    def __post_init__(self):
+        if self.oracle and self.dataset_name is not None:
+            raise ValueError("--oracle needs labels of what is clean, which only the quickstart's own corpus has.")
+        for name in ("trusted", "eval_file", "kind_column"):
+            if self.dataset_name is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} is for a dataset of your own: name it with --dataset_name.")
+
 
 def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
     """Write documents, held-out texts, general texts and questions once; the paths of those there are, by name."""
-    if args.oracle and args.dataset_name is not None:
-        raise ValueError("--oracle needs labels of what is clean, which only the quickstart's own corpus has.")
     own = (args.dataset_name, args.trusted, args.eval_file)
     if args.dataset_name is None and (
         of_own := [n for n in ("trusted", "eval_file", "kind_column") if getattr(args, n)]

@@ -160,7 +160,9 @@ def test_texts_of_ones_own(tmp_path):
     with pytest.raises(ValueError, match="has no column 'source'; its columns are body, kind"):
         prepare("d", kind_column="source")
     with pytest.raises(ValueError, match="--eval_file is for a dataset of your own"):
-        prepare_texts(tmp_path / "e", QuickstartArguments(eval_file="x.jsonl"))
+        QuickstartArguments(eval_file="x.jsonl")
+    with pytest.raises(ValueError, match="--oracle needs labels"):
+        QuickstartArguments(oracle=True, dataset_name="x.jsonl")
 
 
 @pytest.mark.parametrize("num_runs", [3, 8])
