@@ -6,10 +6,14 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile # a process per core, ea
 PIP := pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-long test-oldest lint bench-gpu check-release wheels clean
+.PHONY: quickstart study-small test test-long test-oldest lint bench-gpu check-release wheels clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python recipes/quickstart.py $(ARGS)
+
+# The study of docs/study.md, as far as two cores take it in half an hour, from nothing.
+study-small: $(VENV)/installed
+	$(VENV)/bin/python recipes/study.py --config recipes/configs/study_small.yaml $(ARGS)
 
 # Tests start processes beside each other: threads that spin while they wait would starve them. Scoring likes spinning.
 test test-long test-oldest: export OMP_WAIT_POLICY ?= PASSIVE

@@ -78,8 +78,14 @@ class _Draw:
         laws = self._laws(scored, runner)
         for arm in self.args.arms_of(self.corpus):
             if f"arm {arm}" not in self.records:
-                self._arm(arm, scored, laws, runner, benchmarks and arm in self.args.benchmark_arms)
+                self._arm(arm, scored, laws, runner, benchmarks and self._is_evaluated(arm, laws))
         self.records.add("done", {"seconds": round(time.monotonic() - self.started, 1)})
+
+    def _is_evaluated(self, arm: str, laws: dict[str, Any]) -> bool:
+        """Whether it, or an arm of the same law, is one to evaluate on benchmarks: the two share a run."""
+        kinds = {name: (law.form, law.space, law.column) for name, law in laws.items() if name in LAWS}
+        same = {name for name in kinds if kinds[name] == kinds.get(arm)}
+        return not ({arm} | same).isdisjoint(self.args.benchmark_arms)
 
     def _say(self, what: str) -> None:
         line = f"[{self.corpus} {self.seed}, {time.monotonic() - self.started:4.0f} s] {what}"

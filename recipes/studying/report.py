@@ -142,8 +142,9 @@ def benchmarks_table(study: Study, corpus: str) -> str:
         for metric, title in (("accuracy", "accuracy"), ("bits", "bits per byte")):
             base = study.benchmark_mean(corpus, "base", name, metric)
             found = [study.benchmark_difference(corpus, arm, "base", name, metric) for arm in arms]
-            if base is not None and None not in found:
-                lines.append(f"| {name} | {title} | {base:.3f} | {' | '.join(map(signed, found))} |")
+            if base is not None:
+                cells = ["not measured" if one is None else signed(one) for one in found]
+                lines.append(f"| {name} | {title} | {base:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
