@@ -23,6 +23,7 @@ COMMANDS = {  # name: script, what it does
     "sft": ("sft", "fine-tuning on prompt/completion or messages, full or LoRA"),
     "benchmarks": ("run_benchmarks", "multiple-choice benchmarks, with intervals"),
     "report": ("report", "compares finished runs: intervals, paired tests, a plot"),
+    "study": ("study", "every way to choose, on corpora drawn anew, by a plan fixed beforehand"),
     "quickstart": ("quickstart", "all of the above on a small scale, and a report"),
 }
 

@@ -14,6 +14,8 @@ killed, the same command goes on from there. The report is made of the records a
 
 from pathlib import Path
 
+import deduplicate
+import score
 from command_line import parse_options
 from studying.plan import StudyArguments, write_plan
 
@@ -32,11 +34,16 @@ def main(args):
         weights = resolve_revision(model)
         plan = write_plan(folder, args, weights)
         print(f"The plan is in {folder / 'plan.json'}: sha256 {plan}", flush=True)
-        tasks = [(corpus, seed, folder, model, weights, plan, args) for corpus, seed in args.draws()]
+        recipes = {
+            "deduplicated": (deduplicate.make_parser, deduplicate.main),
+            "scored": (score.make_parser, score.main),
+        }
+        tasks = [(corpus, seed, folder, model, weights, plan, recipes, args) for corpus, seed in args.draws()]
         arms = [len(args.arms_of(corpus)) for corpus, _ in args.draws()]
         sizes = [n * args.num_tokens + args.num_probes * args.probe_tokens for n in arms]
         run_side_by_side(run_draw, tasks, args.num_workers, sizes=sizes, description="Draws")
-    print(f"\n{write_report(folder).read_text(encoding='utf-8')}")
+    report = write_report(folder)
+    print(f"\n{report.read_text(encoding='utf-8')}\n{report}")
 
 
 def make_parser():

@@ -52,10 +52,12 @@ MAY_IMPORT = {
     "trainer_callbacks",
     "recipes/quickstart_steps": "data hf_ppl_select landscape law likelihood plots recipes/comparing recipes/fitting "
     "recipes/training scoring",
+    "recipes/studying": "benchmarks data hf_ppl_select landscape law likelihood plots "
+    "recipes/command_line recipes/fitting recipes/quickstart_steps recipes/training selection trainer_callbacks",
     "recipes/scoring": "data hf_ppl_select likelihood recipes/training",
     "recipes": "benchmarks command data deduplication hf_ppl_select hub law likelihood plots scoring scoring/ngrams "
     "selection streaming recipes/command_line recipes/comparing recipes/fitting recipes/quickstart_steps "
-    "recipes/scoring recipes/training",
+    "recipes/scoring recipes/studying recipes/training",
 }
 MOST_LINES, MOST_MODULES = 319, 12  # of a file, of a folder; recipes/ has one for each command (test_command.py)
 

@@ -265,6 +265,11 @@ def _limitations(report: Mapping[str, Any], law: Any) -> str:
         + ("Duplicates were removed first." if deduplicated else "Deduplicate beside this selection."),
         "Scores hold for one model and tokenizer; for another base model score and select again.",
     ]
+    if what == "Perplexity":
+        points.append(
+            "Perplexity alone takes boilerplate, code tables and prose of other domains for good text: on such corpora "
+            "a law of it gained nothing over random chunks."
+        )
     if report.get("projected"):
         points.append("The law's optimum is on the edge of what can be reached, or beyond; the target is inside.")
     if optimum.get("within_noise"):

@@ -7,16 +7,15 @@ import os
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import deduplicate
-import score
 from command_line import parse_options
-from fit_law import FitLawArguments
 from fitting.probe_runs import choose_probes, design_runs
 from hf_ppl_select import NgramScorer
 from hf_ppl_select.data.load import load_rows
@@ -34,11 +33,24 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def run_draw(corpus: str, seed: int, folder: Path, model: str, weights: str, plan: str, args: StudyArguments) -> None:
+Recipe = tuple[Callable[[], Any], Callable[..., None]]  # a recipe's `make_parser` and `main`
+
+
+def run_draw(
+    corpus: str,
+    seed: int,
+    folder: Path,
+    model: str,
+    weights: str,
+    plan: str,
+    recipes: Mapping[str, Recipe],
+    args: StudyArguments,
+) -> None:
     """All of a draw that its records lack; what recipes print goes to log.txt.
 
     Args:
         folder: the study's.
+        recipes: those that make "deduplicated" and "scored".
         model: Hub id or folder.
         weights: its commit, or a hash of its files.
         plan: hash of the plan.
@@ -52,7 +64,7 @@ def run_draw(corpus: str, seed: int, folder: Path, model: str, weights: str, pla
     output = os.fdopen(os.dup(1), "w")
     with (own / "log.txt").open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
-            _Draw(corpus, seed, own, model, weights, args, records, output).run()
+            _Draw(corpus, seed, own, model, weights, recipes, args, records, output).run()
         except Exception:
             traceback.print_exc(file=log)
             raise
@@ -64,9 +76,9 @@ SETS = {"domain": "held_out", "general": "general"}  # the files that the losses
 
 
 class _Draw:
-    def __init__(self, corpus, seed, folder, model, weights, args, records, output) -> None:
+    def __init__(self, corpus, seed, folder, model, weights, recipes, args, records, output) -> None:
         self.corpus, self.seed, self.folder, self.model = corpus, seed, folder, model
-        self.weights, self.args, self.records, self.output = weights, args, records, output
+        self.weights, self.recipes, self.args, self.records, self.output = weights, recipes, args, records, output
         self.started = time.monotonic()
 
     def run(self) -> None:
@@ -104,7 +116,7 @@ class _Draw:
             "max_sentence_documents": 20,
             "count_by": "kind",
         }
-        self._step("deduplicated", deduplicate, options)
+        self._step("deduplicated", options)
         options = {
             "dataset_name": self.folder / "deduplicated",
             "model_name_or_path": self.model,
@@ -113,16 +125,17 @@ class _Draw:
             "trusted": texts.output / "trusted.jsonl",
             "eval_file": texts.output / "held_out.jsonl",
         }
-        self._step("scored", score, options)
+        self._step("scored", options)
         scored = load_rows(str(self.folder / "scored"))
         trusted = _texts(texts.output / "trusted.jsonl")
         return scored.map(NgramScorer.fit(trusted, scored), batched=True)
 
-    def _step(self, name: str, recipe: Any, named: dict[str, Any]) -> None:
+    def _step(self, name: str, named: dict[str, Any]) -> None:
         options = command_line_of(named | {"output_dir": self.folder / name})
         step = Step(self.folder, name, (self.weights, *options), (self.folder / "texts",))
         if not step.is_done():
-            recipe.main(*parse_options(recipe.make_parser(), options))
+            make_parser, main = self.recipes[name]
+            main(*parse_options(make_parser(), options))
             step.note_done()
             self._say(f"{name}: done")
 
@@ -153,9 +166,11 @@ class _Draw:
 
     def _laws(self, scored: Dataset, runner: Runner) -> dict[str, Any]:
         """Train the probes, fit the laws."""
-        args, half = self.args, self.args.probe_tokens // 2
-        script = FitLawArguments(column=list(COLUMNS[:2]), num_probes=args.num_probes, num_tokens=args.probe_tokens)
-        script.ladder = [half, args.probe_tokens]
+        args = self.args
+        script = SimpleNamespace(  # of fit_law.py's options those that design its probes
+            column=list(COLUMNS[:2]), num_probes=args.num_probes, num_tokens=args.probe_tokens, probe_space="log",
+            ladder=[args.probe_tokens // 2, args.probe_tokens], total_tokens=None,
+        )  # fmt: skip
         plan = design_runs(script, scored, self.seed)
         points, chosen = [], None
         for k, probe in enumerate(plan.probes):

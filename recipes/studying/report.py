@@ -13,13 +13,15 @@ from studying.results import Mean, Study, words
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.md and its figure; returns its path."""
+    """Write report.md and its figures, of all corpora and of the first one; returns its path."""
     study = Study(folder)
-    picture = plot_study(study, folder / "study.png")
+    picture = plot_study(study, folder / "study.png", study.corpora)
+    plot_study(study, folder / f"study_{study.corpora[0]}.png", study.corpora[:1])
     parts = ["# Study", _setting(study), f"![What each arm bought]({picture.name})", "## Arms at equal tokens"]
     for corpus in study.corpora:
         parts += [f"### {_title(study, corpus)}", arms_table(study, corpus)]
     parts += ["## What was to be shown", must_show(study)]
+    parts += ["## Further differences, exploratory", further_table(study)]
     parts += ["## The laws' errors, nats", errors_table(study), "## Which law was chosen", _choices(study)]
     parts += ["## What of each kind was kept"]
     parts += [f"### {corpus}\n\n{kinds_table(study, corpus)}" for corpus in study.corpora if corpus != "clean"]
@@ -99,6 +101,29 @@ def must_show(study: Study) -> str:
     return "\n".join(lines)
 
 
+def further_table(study: Study) -> str:
+    """What else the arms say: one law against another, replay, and the regret against the best arm in hindsight."""
+    lines = ["| corpus | difference | domain loss | general loss |", "|---|---|---:|---:|"]
+    for corpus in study.corpora:
+        choosing = [arm for arm in study.arms(corpus) if arm not in ("oracle", "law, replay")]
+        best = min(choosing, key=lambda arm: study.mean(corpus, arm).value)
+        pairs = [
+            ("law both", "law perplexity"),
+            ("law both", "law ratio"),
+            ("law, replay", "law"),
+            ("paper", "random"),
+        ]
+        pairs += [("law", "paper"), ("law", "n-gram top quarter"), ("law", "ratio top quarter")]
+        for ours, theirs in pairs:
+            if study.of(corpus, ours, theirs):
+                found = [signed(study.difference(corpus, ours, theirs, texts)) for texts in ("domain", "general")]
+                lines.append(f"| {corpus} | {ours} minus {theirs} | {' | '.join(found)} |")
+        if study.of(corpus, "law"):
+            found = [signed(study.difference(corpus, "law", best, texts)) for texts in ("domain", "general")]
+            lines.append(f"| {corpus} | regret: law minus the best arm in hindsight, {best} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
 def errors_table(study: Study) -> str:
     """On probes left out, and on the arms, which no law has seen, at the probes' tokens and at the budget."""
     times = study.num_tokens / study.options["probe_tokens"]
@@ -138,7 +163,7 @@ def benchmarks_table(study: Study, corpus: str) -> str:
     arms = [arm for arm in study.options["benchmark_arms"] if study.of(corpus, arm)]
     lines = [f"| benchmark | measure | base | {' | '.join(f'{arm} minus base' for arm in arms)} |"]
     lines.append("|---|---|---:|" + "---:|" * len(arms))
-    for name in study.options["benchmarks"]:
+    for name in study.benchmarks(corpus):
         for metric, title in (("accuracy", "accuracy"), ("bits", "bits per byte")):
             base = study.benchmark_mean(corpus, "base", name, metric)
             found = [study.benchmark_difference(corpus, arm, "base", name, metric) for arm in arms]

@@ -200,6 +200,11 @@ class Study:
                 shares.setdefault(kind, []).append(count / sum(one.values()))
         return {kind: sum(values) / len(every) for kind, values in shares.items()}
 
+    def benchmarks(self, corpus: str) -> list[str]:
+        """Those that a corpus's draws were evaluated on."""
+        found = (draw.records["base"]["rungs"][0].get("benchmarks", {}) for draw in self.of(corpus))
+        return list(dict.fromkeys(name for one in found for name in one))
+
     def benchmark_difference(self, corpus: str, ours: str, theirs: str, name: str, metric: str) -> Mean | None:
         """Paired by question and draw; the interval is over draws and questions together."""
         rows, weights = [], None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fitting.probe_runs import compare_columns
-from hf_ppl_select import ScalingLaw, chunk_documents, compare_scaling_laws, fit_scaling_law
+from hf_ppl_select import ScalingLaw, chunk_documents, fit_scaling_law
 from hf_ppl_select.landscape.scores import names_of
 from hf_ppl_select.law.comparison import choose_form
 from hf_ppl_select.law.intervals import check_intervals
@@ -31,14 +31,11 @@ def fit_laws(points: Sequence[dict[str, Any]]) -> tuple[dict[str, ScalingLaw], l
     problems: dict[str, str] = {}
     comparison, default = compare_columns(points, LAWS["law"][:2])
     for name, columns in LAWS.items():
+        rows = [row for row in comparison if row["column"] in columns or row["form"] == "data_only"]
         try:
-            if name == "law":
-                chosen = default
-            elif isinstance(columns[0], tuple):
-                chosen = choose_form(compare_scaling_laws(points, form="auto", space="log", column=columns[0]))
-            else:
-                chosen = compare_columns(points, columns)[1]
-            laws[name] = fit_scaling_law(points, chosen["form"], chosen["space"], column=chosen["column"])
+            chosen = default if name == "law" else choose_form(rows)
+            column = chosen["column"] if chosen["column"] in columns else columns[0]
+            laws[name] = fit_scaling_law(points, chosen["form"], chosen["space"], column=column)
         except ValueError as error:
             problems[name] = str(error)
     for name, form, space in (("paper", "paper", "linear"), ("data only", "data_only", "log")):

@@ -34,6 +34,11 @@ def write_texts(
         write_jsonl(folder / "held_out.jsonl", [{"text": text} for text in held_out[: args.num_held_out]])
     else:
         _write_own(folder, seed, args.dirty if corpus == "dirty" else 0.0, off_domain, args, tokenizer)
+    if len(general) < args.num_general:
+        raise ValueError(
+            f"{args.general_dataset} has {len(general)} paragraphs of {_HELD_OUT_LENGTH} characters in every other "
+            f"article, --num_general asks for {args.num_general}."
+        )
     write_jsonl(folder / "general.jsonl", [{"text": text} for text in general[: args.num_general]])
     if args.replay_dataset is not None:
         replay = load_rows(args.replay_dataset)["text"][:]

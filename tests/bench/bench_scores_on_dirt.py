@@ -24,8 +24,9 @@ import random
 from pathlib import Path
 
 import numpy as np
-from studying.dirt import add_dirt
 from scipy.stats import rankdata
+
+from studying.dirt import add_dirt
 
 READINGS = {  # of a column: what to call it, what is higher for what should be clean
     "perplexity": {

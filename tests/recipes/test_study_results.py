@@ -1,0 +1,198 @@
+"""The study's numbers against closed forms and by hand; its records; and docs/study is what its records give."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from studying.plan import ARMS, StudyArguments, write_plan
+from studying.records import Records
+from studying.results import Mean, Study
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT_OF_TWO = {"tokens_of_texts": {"domain": [50, 50], "general": [100]}, "trusted_tokens": 7}
+
+
+def losses(domain, general=3.0):
+    """A rung's likelihoods: the first text is 0.1 nats a token harder than the second."""
+    return {"domain": [50 * (domain + 0.05), 50 * (domain - 0.05)], "general": [100 * general]}
+
+
+def make_study(folder, arms_by_draw, arms=("random raw", "random", "oracle", "law"), **options):
+    """A study whose draws of `dirty` measured these arms: by draw, their losses or whole records."""
+    named = {"dataset_name": "d.jsonl", "num_tokens": 1000, "probe_tokens": 250, "random_times": [0.5, 1.0, 2.0]}
+    args = StudyArguments(corpora=["dirty"], num_seeds=[len(arms_by_draw)], arms=list(arms), **(named | options))
+    plan = write_plan(folder, args, "weights")
+    for seed, measured in enumerate(arms_by_draw):
+        records = Records(folder / "records" / f"dirty-{seed}.jsonl", plan)
+        about = {"characters": {"clean": 3, "dirt": 1}, "deduplicated": {"kinds": {"clean": 1}, "num_tokens": 9}}
+        records.add("base", ROOT_OF_TWO | about | {"rungs": [{"num_tokens": 0, **losses(4.0)}]})
+        for arm, found in measured.items():
+            if not isinstance(found, dict):
+                found = {"rungs": [{"num_tokens": 990, **losses(found)}], "kinds": {"clean": 1}}
+            records.add(f"arm {arm}", found)
+    return Study(folder)
+
+
+def raw(*curve):
+    return {"rungs": [{"num_tokens": tokens, **losses(loss)} for tokens, loss in curve], "kinds": {"clean": 1}}
+
+
+def test_a_mean_has_students_interval():
+    values = [0.1, -0.2, 0.4, 0.3]
+    found, right = Mean.of(values), stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found.value == pytest.approx(np.mean(values)) and (found.low, found.high) == pytest.approx(tuple(right))
+    assert found.num == 4 and found.std == pytest.approx(np.std(values, ddof=1))
+    one = Mean.of([0.5])
+    assert one.value == 0.5 and np.isnan([one.low, one.high]).all()
+
+
+def test_runs_to_tell_are_those_of_a_power_calculation():
+    """So many draws give a t interval that excludes 0 in about four of five studies."""
+    found = Mean(0.02, 0, 0, 0.05, 8)
+    assert found.runs_to_tell == pytest.approx(49, rel=0.01)
+    drawn = np.random.default_rng(0).normal(0.02, 0.05, (2000, round(found.runs_to_tell)))
+    told = np.mean([stats.ttest_1samp(one, 0).pvalue < 0.05 for one in drawn])
+    assert told == pytest.approx(0.8, abs=0.04)
+    assert Mean(0.0, 0, 0, 0.1, 4).runs_to_tell == np.inf
+
+
+def test_differences_are_within_draws(tmp_path):
+    draws = [{"random raw": 3.0 + d, "random": 2.9 + d, "oracle": 2.7 + d, "law": law + d} for d, law in
+             ((0.0, 2.75), (1.0, 2.65))]  # fmt: skip
+    study = make_study(tmp_path, draws)
+    found = study.difference("dirty", "law", "random raw")
+    assert found.value == pytest.approx(-0.3) and found.std == pytest.approx(np.std([-0.25, -0.35], ddof=1))
+    assert study.mean("dirty", "law").std == pytest.approx(np.std([2.75, 3.65], ddof=1)), "draws differ by far more"
+    assert study.oracle_share("dirty", "law") == pytest.approx(0.3 / 0.3)
+    assert study.difference("dirty", "law", "base", "general").value == pytest.approx(0)
+    assert study.kinds("dirty")["documents"] == {"clean": 0.75, "dirt": 0.25}
+
+
+def test_an_arm_that_chose_the_same_shares_the_run(tmp_path):
+    shared = {"same_as": "law ratio", "predicted": {"250": {"law": 3.0}, "990": {"law": 2.5}}, "kinds": {"clean": 1}}
+    chosen = raw((240, 3.1), (990, 2.6)) | {"predicted": {"250": {"law": 3.0}, "990": {"law": 2.5}}}
+    study = make_study(tmp_path, [{"law ratio": chosen, "law": shared | {"interval": [2.4, 2.55]}}],
+                       ["law ratio", "law"])  # fmt: skip
+    assert study.mean("dirty", "law").value == study.mean("dirty", "law ratio").value == pytest.approx(2.6)
+    assert study.unseen_errors("dirty", "probe")["law"].value == pytest.approx(0.1), "counted once"
+    assert study.unseen_errors("dirty", "budget")["law"].value == pytest.approx(0.1)
+    assert study.covered("dirty") == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("law", "times"),
+    [
+        (2.5, 1.0),  # just what random raw has at the budget
+        (2.25, 2**0.5),  # half-way in loss is half-way in the logarithm of the tokens
+        (2.0, 2.0),
+        (1.9, np.inf),  # never
+        (3.5, 0.5),  # before its first measurement
+    ],
+)
+def test_tokens_that_random_takes(law, times, tmp_path):
+    curve = raw((500, 3.0), (1000, 2.5), (2000, 2.0))
+    study = make_study(tmp_path, [{"random raw": curve, "law": law}])
+    assert study.tokens_of_random("dirty", "law") == [pytest.approx(times)]
+
+
+def test_a_loss_that_rises_again_counts_at_its_best(tmp_path):
+    study = make_study(tmp_path, [{"random raw": raw((500, 3.0), (1000, 2.4), (2000, 2.6)), "law": 2.4}])
+    assert study.tokens_of_random("dirty", "law") == [pytest.approx(1.0)]
+
+
+def test_an_arm_that_failed_is_no_arm(tmp_path):
+    study = make_study(tmp_path, [{"random": 2.9, "law": {"problem": "no law"}}, {"random": 2.8, "law": 2.5}])
+    assert study.mean("dirty", "law").num == 1 and study.difference("dirty", "law", "random").num == 1
+
+
+def test_benchmarks_are_paired_by_question_and_draw(tmp_path):
+    def measured(loss, bits, right):
+        found = raw((990, loss))
+        found["rungs"][0]["benchmarks"] = {"b": {"accuracy": right, "bits": bits, "num_bytes": [1, 3]}}
+        return found
+
+    draws = [{"law": measured(2.0, [1.0, 4.0], [1, 1]), "random": measured(2.0, [3.0, 6.0], [0, 0])},
+             {"law": measured(2.0, [2.0, 4.0], [1, 1]), "random": measured(2.0, [2.0, 4.0], [1, 0])}]  # fmt: skip
+    study = make_study(tmp_path, draws, ["random", "law"], benchmarks=["b"], benchmark_corpora=["dirty"])
+    for draw in study.draws:
+        draw.records.by_what["base"]["rungs"][0]["benchmarks"] = {"b": {"num_bytes": [1, 3]}}
+    assert study.benchmark_mean("dirty", "law", "b", "accuracy") == pytest.approx(1)
+    assert study.benchmark_mean("dirty", "law", "b", "bits") == pytest.approx(np.mean([5 / 4, 6 / 4]))
+    found = study.benchmark_difference("dirty", "law", "random", "b", "accuracy")
+    assert found.value == pytest.approx(0.75) and found.low < found.value < found.high
+    bits = study.benchmark_difference("dirty", "law", "random", "b", "bits")
+    assert bits.value == pytest.approx(-4 / 4 / 2), "bits per byte: a sum over a sum"
+
+
+def test_records_survive_a_kill_and_refuse_what_is_not_theirs(tmp_path):
+    path = tmp_path / "records" / "dirty-0.jsonl"
+    Records(path, "p").add("base", {"x": 1})
+    with path.open("a") as file:
+        file.write('{"what":"arm low","pl')  # killed in the middle of a line
+    records = Records(path, "p")
+    assert "base" in records and "arm low" not in records
+    records.add("arm low", {"x": 2})
+    assert [json.loads(line)["what"] for line in path.read_text().splitlines()] == ["base", "arm low"]
+    with pytest.raises(ValueError, match="line 1 is of another plan"):
+        Records(path, "q")
+    path.write_text('{"what": "base", "plan": "p"}\n[1]\n')
+    with pytest.raises(ValueError, match=r"dirty-0\.jsonl, line 2 is not a record"):
+        Records(path, "p")
+
+
+def test_a_plan_is_kept(tmp_path):
+    args = StudyArguments(num_seeds=[2])
+    digest = write_plan(tmp_path, args, "weights")
+    assert write_plan(tmp_path, StudyArguments(num_seeds=[2], num_workers=3, output_dir="x"), "weights") == digest
+    for other, weights, said in ((StudyArguments(num_seeds=[3]), "weights", "num_seeds"), (args, "w", "the model")):
+        with pytest.raises(ValueError, match=f"another plan: {said} changed"):
+            write_plan(tmp_path, other, weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"corpora": ["dirt"]}, "no corpus 'dirt'; there are dirty, clean, ontology"),
+        ({"arms": ["best"]}, "no arm 'best'"),
+        ({"corpora": ["clean"]}, "--dataset_name"),
+        ({"arms": ["law, replay"]}, "--replay_dataset"),
+        ({"num_seeds": [1, 2]}, "one for each of --corpora"),
+        ({"random_times": [0.5]}, "must hold 1"),
+    ],
+)
+def test_options_that_cannot_be(options, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        StudyArguments(**options)
+
+
+def test_arms_and_draws():
+    args = StudyArguments(corpora=["dirty", "clean"], num_seeds=[2, 1], dataset_name="d")
+    assert args.arms_of("dirty") == [arm for arm in ARMS if arm != "law, replay"]
+    assert "oracle" not in args.arms_of("clean")
+    assert args.draws() == [("dirty", 0), ("clean", 0), ("dirty", 1)]
+
+
+def test_the_report_in_the_docs_is_what_the_records_give(tmp_path):
+    from studying.report import write_report
+
+    for name in ("plan.json", "records"):
+        (shutil.copytree if name == "records" else shutil.copy)(DOCS / "study" / name, tmp_path / name)
+    again = write_report(tmp_path).read_text(encoding="utf-8")
+    assert again == (DOCS / "study" / "report.md").read_text(encoding="utf-8")
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("study.png", "study_dirty.png"))
+
+
+def test_what_the_pages_say_is_what_the_report_says():
+    """Each difference with its interval in README's first table and docs/study.md stands in the report."""
+    report = (DOCS / "study" / "report.md").read_text(encoding="utf-8").replace("-", "−")
+    page = (DOCS / "study.md").read_text(encoding="utf-8")
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8").partition("## Three commands")[0]
+    for text, least in ((page, 15), (readme, 6)):
+        quoted = re.findall(r"[−+]\d\.\d{3}\s\[[−+]\d\.\d{3}, [−+]\d\.\d{3}\]", text)
+        assert len(quoted) >= least
+        assert not [one for one in quoted if one.replace("\n", " ") not in report]
