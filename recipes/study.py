@@ -16,6 +16,7 @@ from pathlib import Path
 
 import deduplicate
 import score
+import sft
 from command_line import parse_options
 from studying.plan import StudyArguments, write_plan
 
@@ -28,6 +29,7 @@ def main(args):
         from hf_ppl_select.likelihood.model_identity import resolve_revision
         from quickstart_steps.offline_model import offline_model
         from studying.draw import run_draw
+        from studying.pool import Pool
         from training.side_by_side import run_side_by_side
 
         model = args.model or str(offline_model())
@@ -37,8 +39,13 @@ def main(args):
         recipes = {
             "deduplicated": (deduplicate.make_parser, deduplicate.main),
             "scored": (score.make_parser, score.main),
+            "reference": (sft.make_parser, sft.main),  # of answers; of texts score.py trains it
         }
-        tasks = [(corpus, seed, folder, model, weights, plan, recipes, args) for corpus, seed in args.draws()]
+        draws = folder / "draws"
+        tasks = [
+            (Pool(draws / f"{corpus}-{seed}", corpus, seed, model, weights, plan, recipes, args), folder / "records")
+            for corpus, seed in args.draws()
+        ]
         arms = [len(args.arms_of(corpus)) for corpus, _ in args.draws()]
         sizes = [n * args.num_tokens + args.num_probes * args.probe_tokens for n in arms]
         run_side_by_side(run_draw, tasks, args.num_workers, sizes=sizes, description="Draws")

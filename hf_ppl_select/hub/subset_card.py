@@ -267,8 +267,8 @@ def _limitations(report: Mapping[str, Any], law: Any) -> str:
     ]
     if what == "Perplexity":
         points.append(
-            "Perplexity alone takes boilerplate, code tables and prose of other domains for good text: on such corpora "
-            "a law of it gained nothing over random chunks."
+            "Perplexity alone takes boilerplate, code tables and prose of other domains for good text: on such a "
+            "corpus a law of it gained nothing over random chunks."
         )
     if report.get("projected"):
         points.append("The law's optimum is on the edge of what can be reached, or beyond; the target is inside.")

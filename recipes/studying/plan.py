@@ -9,12 +9,15 @@ from pathlib import Path
 
 from hf_ppl_select import __version__
 from hf_ppl_select.data.saving import load_json, save_json
+from hf_ppl_select.data.shards import file_sha256
 
-CORPORA = ("dirty", "clean", "ontology")
+CORPORA = ("dirty", "clean", "ontology", "answers")
 DESCRIBED = {
     "dirty": "documents of --dataset_name among five kinds of dirt, in equal parts: OCR noise, boilerplate, "
     "near-duplicates, off-domain prose, code tables",
     "clean": "the same documents alone",
+    "answers": "prompts and completions of --dataset_name, for fine-tuning, among bad ones: answers to another "
+    "question, badly scanned ones, near-duplicates, boilerplate; scored and trained on by their completions",
     "ontology": "the quickstart's: definitions of the Human Phenotype Ontology among near-duplicates, boilerplate and "
     "garbled text",
 }
@@ -34,13 +37,14 @@ ARMS = {  # in the order in which they are trained: a law that chooses what one 
     "law": "what fit_law.py takes by default: of these three the one that predicts best",
     "ratio top quarter": "random chunks of the quarter with the highest perplexity_ratio",
     "n-gram top quarter": "random chunks of the quarter with the highest ngram_ratio",
+    "ifd top quarter": "of answers: random among the quarter with the highest ifd below 1",
     "middle": "perplexities around the median",
     "low": "lowest perplexities",
     "high": "highest perplexities",
     "paper": "the paper's greedy selection by the paper's law",
     "law, replay": "law, with a share of general text mixed in",
 }
-FIXED_RULES = ("low", "middle", "high", "ratio top quarter", "n-gram top quarter")  # that need no probes
+FIXED_RULES = ("low", "middle", "high", "ratio top quarter", "n-gram top quarter", "ifd top quarter")  # no probes
 PRIMARY = (("law", "random raw"), ("law", "random"))
 FAILURE = (
     "On dirty: the 95 % interval of the domain loss of law minus random raw, or of law minus random, reaches 0.",
@@ -55,10 +59,12 @@ class StudyArguments:
     output_dir: str = field(default="outputs/study", metadata={"help": "Where everything goes."})
     model: str | None = field(default=None, metadata={"help": "Hub id or folder. Default: SmolLM2 from its wheel."})
     corpora: list[str] = field(
-        default_factory=lambda: ["ontology"], metadata={"help": f"Of {', '.join(CORPORA)}: the first two need data."}
+        default_factory=lambda: ["ontology"],
+        metadata={"help": f"Of {', '.join(CORPORA)}; only the ontology needs no data."},
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Documents of the domain, named like a dataset."})
-    text_column: str = field(default="text", metadata={"help": "Its column with the text."})
+    text_column: str = field(default="text", metadata={"help": "Its column with the text, or the answers."})
+    prompt_column: str = field(default="prompt", metadata={"help": "Of the corpus answers: the column with prompts."})
     topic_column: str | None = field(
         default=None, metadata={"help": "Its column whose values stay together when documents are held out."}
     )
@@ -79,7 +85,7 @@ class StudyArguments:
     num_held_out: int = field(default=64, metadata={"help": "Held-out domain texts of some 120 tokens."})
     num_general: int = field(default=32, metadata={"help": "General texts of some 120 tokens."})
     chunk_length: int = field(default=128, metadata={"help": "Tokens in a chunk."})
-    num_probes: int = field(default=8, metadata={"help": "Probe runs for the laws, one of them random."})
+    num_probes: int = field(default=8, metadata={"help": "Probe runs for the laws, one of them random. 0: no laws."})
     probe_tokens: int = field(default=4_096, metadata={"help": "Tokens of a probe, measured at half of them, too."})
     num_tokens: int = field(default=16_384, metadata={"help": "Budget: tokens of each arm."})
     random_times: list[float] = field(
@@ -106,7 +112,7 @@ class StudyArguments:
         if unknown := [name for name in (self.arms or []) + self.benchmark_arms if name not in ARMS]:
             raise ValueError(f"There is no arm {unknown[0]!r}; there are {', '.join(ARMS)}.")
         if self.dataset_name is None and set(self.corpora) - {"ontology"}:
-            raise ValueError("The corpora dirty and clean need documents: name them with --dataset_name.")
+            raise ValueError("The corpora dirty, clean and answers need documents: name them with --dataset_name.")
         if self.arms and "law, replay" in self.arms and self.replay_dataset is None:
             raise ValueError("The arm 'law, replay' needs general text: name it with --replay_dataset.")
         if 1.0 not in self.random_times:
@@ -117,6 +123,9 @@ class StudyArguments:
         left_out = {"law, replay"} if self.replay_dataset is None else set()
         if corpus == "clean":
             left_out.add("oracle")  # which is random
+        left_out |= {"law, replay"} if corpus == "answers" else {"ifd top quarter"}
+        if self.num_probes == 0:
+            left_out |= {*LAWS, "law, replay", "paper"}
         return [arm for arm in ARMS if arm in (self.arms or ARMS) and arm not in left_out]
 
     def draws(self) -> list[tuple[str, int]]:
@@ -140,9 +149,11 @@ def write_plan(folder: Path, args: StudyArguments, weights: str) -> str:
     options = {name: value for name, value in asdict(args).items() if name not in _NOT_PLANNED}
     for name in ("model", "dataset_name", "general_dataset", "replay_dataset"):  # wherever the files lie
         options[name] = None if options[name] is None else Path(options[name]).name
+    named = (args.dataset_name, args.general_dataset, args.replay_dataset)
     plan = {
         "options": options,
         "weights": weights,
+        "data": {Path(name).name: file_sha256(Path(name)) for name in named if name and Path(name).is_file()},
         "corpora": {name: DESCRIBED[name] for name in args.corpora},
         "arms": {name: args.arms_of(name) for name in args.corpora},
         "what_the_arms_are": ARMS,
@@ -159,10 +170,10 @@ def write_plan(folder: Path, args: StudyArguments, weights: str) -> str:
     if path.exists():
         known = load_json(path, kind="study_plan", version=1)
         changed = [name for name in plan["options"] if known["options"].get(name) != plan["options"][name]]
-        if changed or known["weights"] != weights:
+        changed += [what for what, key in (("the model", "weights"), ("the data", "data")) if known[key] != plan[key]]
+        if changed:
             raise ValueError(
-                f"{folder} holds a study of another plan: {', '.join(changed) or 'the model'} changed. Choose another "
-                "--output_dir."
+                f"{folder} holds a study of another plan: {', '.join(changed)} changed. Choose another --output_dir."
             )
         return known["sha256"]
     text = json.dumps(plan, sort_keys=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from hf_ppl_select import run_benchmarks
@@ -52,18 +53,18 @@ class Runner:
 
     Args:
         model: Hub id or folder.
-        texts: held-out texts by name of their set.
+        texts: held-out rows by name of their set.
         folder: for what the trainer wants to write, which is nothing of use.
     """
 
-    def __init__(self, model: str, texts: Mapping[str, Sequence[str]], folder: Path, args: StudyArguments) -> None:
+    def __init__(self, model: str, texts: Mapping[str, Dataset], folder: Path, args: StudyArguments) -> None:
         self.model, self.tokenizer = load_model(model, dtype="float32")
         self.texts, self.folder, self.args = texts, folder, args
         self.sets: list[HeldOutSet] | None = None
 
     def measure_base(self, with_benchmarks: bool) -> tuple[dict[str, Any], dict[str, list[int]]]:
         """What a rung holds, of the base model; and the tokens of each held-out text by set."""
-        trainer = self._trainer(["a"], 0)
+        trainer = self._trainer(Dataset.from_dict({"text": ["a"]}), 0)
         self.sets = tokenize_sets(trainer, self.texts)
         engine, trainer.model = engine_of(trainer), trainer.model.eval()
         measured = {one.name: one.measure(engine) for one in self.sets}
@@ -73,30 +74,29 @@ class Runner:
         return found, {name: one.num_tokens.tolist() for name, one in measured.items()}
 
     def run(
-        self, texts: Sequence[str], ladder: Sequence[int], seed: int, with_benchmarks: bool = False
+        self, rows: Dataset, ladder: Sequence[int], seed: int, with_benchmarks: bool = False
     ) -> list[dict[str, Any]]:
-        """Train on these texts in their order; what was found at each rung.
+        """Train on these rows in their order, of text or of prompt and completion; what was found at each rung.
 
         Args:
-            ladder: numbers of texts, rising. A rung is measured after the step that is nearest to it.
+            ladder: numbers of rows, rising. A rung is measured after the step that is nearest to it.
         """
-        trainer = self._trainer(texts, seed)
-        last = -(-len(texts) // self.args.batch_size)
+        trainer = self._trainer(rows, seed)
+        last = -(-len(rows) // self.args.batch_size)
         steps = [min(max(1, round(rung / self.args.batch_size)), last) for rung in ladder]
         if len(set(steps)) < len(steps):
-            raise ValueError(f"Rungs of {list(ladder)} chunks are less than a step of {self.args.batch_size} apart.")
+            raise ValueError(f"Rungs of {list(ladder)} rows are less than a step of {self.args.batch_size} apart.")
         recorder = RungRecorder(trainer, self.sets, steps, self._benchmarks if with_benchmarks else None)
         trainer.add_callback(recorder)
         trainer.train()
         del trainer
         gc.collect()  # the model and its optimizer are in circles
         return [
-            {"num_texts": min(step * self.args.batch_size, len(texts)), **found}
+            {"num_rows": min(step * self.args.batch_size, len(rows)), **found}
             for step, found in zip(steps, recorder.found, strict=True)
         ]
 
-    def _trainer(self, texts: Sequence[str], seed: int) -> Trainer:
-        from datasets import Dataset
+    def _trainer(self, rows: Dataset, seed: int) -> Trainer:
         from transformers import set_seed
         from trl import SFTConfig
 
@@ -107,7 +107,7 @@ class Runner:
             num_train_epochs=1,
             per_device_train_batch_size=self.args.batch_size,
             gradient_checkpointing=False,
-            max_length=self.args.chunk_length + _ROOM,
+            max_length=2 * self.args.chunk_length + _ROOM,  # prompt and completion
             packing=False,
             save_strategy="no",
             logging_steps=1_000_000,
@@ -120,7 +120,7 @@ class Runner:
         return in_order(sft_trainer_class(args))(
             model=copy.deepcopy(self.model),
             args=args,
-            train_dataset=Dataset.from_dict({"text": list(texts)}),
+            train_dataset=rows,
             processing_class=self.tokenizer,
         )
 

@@ -21,8 +21,8 @@ from studying.plan import LAWS, StudyArguments
 if TYPE_CHECKING:
     from datasets import Dataset
 
-COLUMNS = ("perplexity", "perplexity_ratio", "ngram_ratio")
-QUARTERS = {"ratio top quarter": "perplexity_ratio", "n-gram top quarter": "ngram_ratio"}
+COLUMNS = ("perplexity", "perplexity_ratio", "ngram_ratio", "ifd")  # where a corpus has them
+QUARTERS = {"ratio top quarter": "perplexity_ratio", "n-gram top quarter": "ngram_ratio", "ifd top quarter": "ifd"}
 
 
 def fit_laws(points: Sequence[dict[str, Any]]) -> tuple[dict[str, ScalingLaw], list[dict[str, Any]], dict[str, str]]:
@@ -61,7 +61,9 @@ def choose_rows(
             rows = np.flatnonzero(np.isin(scored["kind"][:], ["clean", CLEAN]))
         elif arm in QUARTERS:
             scores = np.array(scored[QUARTERS[arm]][:], dtype=np.float64)
-            rows = np.flatnonzero(scores >= np.quantile(scores, 0.75))
+            if arm.startswith("ifd"):  # from 1 on the prompt is of no help: rows that IFD leaves out
+                scores = np.where(scores < 1, scores, -np.inf)
+            rows = np.flatnonzero(scores >= np.quantile(scores[np.isfinite(scores)], 0.75))
         part = scored.select(rows)
         return rows[plan_selection(part, strategy="random", **options).indices], {}
     if arm in ("low", "middle", "high"):
@@ -91,10 +93,11 @@ def describe(scored: Dataset, rows: np.ndarray) -> dict[str, Any]:
     part = scored.select(rows)
     tokens = np.array(part["num_tokens"][:])
     kinds: Counter = Counter()
+    columns = [name for name in COLUMNS if name in scored.column_names]
     for kind, count in zip(part["kind"][:], tokens.tolist()):
         kinds[kind] += count
     return {
-        "moments": score_moments({name: np.array(part[name][:], dtype=np.float64) for name in COLUMNS}),
+        "moments": score_moments({name: np.array(part[name][:], dtype=np.float64) for name in columns}),
         "kinds": dict(sorted(kinds.items())),
         "num_tokens": int(tokens.sum()),
         "num_chunks": len(rows),

@@ -24,8 +24,7 @@ _DEFINITION = 55  # tokens of a definition of the ontology, about
 def write_texts(
     folder: Path, corpus: str, seed: int, args: StudyArguments, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Write documents, held_out, general, trusted and replay as .jsonl files."""
-    off_domain, general = _articles(args, seed)
+    """Write documents, held_out, trusted, general and replay as .jsonl files."""
     if corpus == "ontology":
         num_clean = int(args.corpus_tokens * (1 - args.dirty) / _DEFINITION)
         sizes = {"num_held_out": 4 * args.num_held_out, "num_trusted": args.trusted_tokens // _DEFINITION}
@@ -33,7 +32,13 @@ def write_texts(
         held_out = [row["text"] for row in load_rows(str(folder / "held_out.jsonl"))]
         write_jsonl(folder / "held_out.jsonl", [{"text": text} for text in held_out[: args.num_held_out]])
     else:
-        _write_own(folder, seed, args.dirty if corpus == "dirty" else 0.0, off_domain, args, tokenizer)
+        _write_own(folder, seed, args.dirty if corpus == "dirty" else 0.0, args, tokenizer)
+    write_general(folder, seed, args)
+
+
+def write_general(folder: Path, seed: int, args: StudyArguments) -> None:
+    """Write general and, where there is text for it, replay."""
+    general = _articles(args, seed)[1]
     if len(general) < args.num_general:
         raise ValueError(
             f"{args.general_dataset} has {len(general)} paragraphs of {_HELD_OUT_LENGTH} characters in every other "
@@ -59,7 +64,7 @@ def _articles(args: StudyArguments, seed: int) -> tuple[list[str], list[str]]:
     return [part for article in paragraphs[::2] for part in article], others
 
 
-def _write_own(folder: Path, seed: int, dirty: float, off_domain: list[str], args: StudyArguments, tokenizer) -> None:
+def _write_own(folder: Path, seed: int, dirty: float, args: StudyArguments, tokenizer) -> None:
     documents = _documents(args, seed)
     held_out: list[str] = []
     while len(held_out) < args.num_held_out:
@@ -69,7 +74,7 @@ def _write_own(folder: Path, seed: int, dirty: float, off_domain: list[str], arg
     runs = {run for text in held_out for run in word_runs(text)}
     trusted = _until(args.trusted_tokens, documents, runs, args, tokenizer)
     clean = _until(int(args.corpus_tokens * (1 - dirty)), documents, runs, args, tokenizer)
-    rng = random.Random(seed)
+    rng, off_domain = random.Random(seed), _articles(args, seed)[0]
     rows = add_dirt(clean, off_domain, dirty, rng) if dirty else [{"text": text, "kind": "clean"} for text in clean]
     known = set(contained_in(trusted, (row["text"] for row in rows)))
     write_jsonl(folder / "held_out.jsonl", [{"text": text} for text in held_out])

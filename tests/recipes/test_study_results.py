@@ -152,6 +152,12 @@ def test_a_plan_is_kept(tmp_path):
     for other, weights, said in ((StudyArguments(num_seeds=[3]), "weights", "num_seeds"), (args, "w", "the model")):
         with pytest.raises(ValueError, match=f"another plan: {said} changed"):
             write_plan(tmp_path, other, weights)
+    (tmp_path / "d.jsonl").write_text('{"text": "a"}\n')
+    args = StudyArguments(corpora=["clean"], dataset_name=str(tmp_path / "d.jsonl"))
+    write_plan(tmp_path / "own", args, "weights")
+    (tmp_path / "d.jsonl").write_text('{"text": "b"}\n')
+    with pytest.raises(ValueError, match="another plan: the data changed"):
+        write_plan(tmp_path / "own", args, "weights")
 
 
 @pytest.mark.parametrize(
