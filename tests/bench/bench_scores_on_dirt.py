@@ -7,7 +7,7 @@ python tests/bench/bench_scores_on_dirt.py --corpus medquad.parquet --text_colum
 python tests/bench/bench_scores_on_dirt.py --scored outputs/dirt/chunks.parquet   # score columns that are there
 ```
 
-A corpus of clean documents is dirtied (the ontology by recipes/quickstart_steps, others by dirt.py) and cut into
+A corpus of clean documents is dirtied (the ontology by recipes/quickstart_steps, others by recipes/studying/dirt.py) and cut into
 chunks of one kind each. The trusted sample is of other documents; `ngram_ratio` is fitted to it and to all chunks, so
 is `dsir_ratio` (10,000 buckets, 1e-8 added to both shares, as DSIR's package has it, but the mean over n-grams), and
 `perplexity` is the base model's, of `--num_chunks` of them, half of them clean. Chunks with their scores and
@@ -25,8 +25,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import rankdata
-
-from studying.dirt import add_dirt
 
 READINGS = {  # of a column: what to call it, what is higher for what should be clean
     "perplexity": {
@@ -123,10 +121,11 @@ def ontology(args, folder):
 
 
 def dirtied(args):
-    """Documents of a parquet file with dirt.py's dirt among them, and other documents of it."""
+    """Documents of a parquet file with studying/dirt.py's dirt among them, and other documents of it."""
     import pyarrow.parquet as pq
 
     from quickstart_steps.ontology_corpus import general_texts
+    from studying.dirt import add_dirt
 
     rng = random.Random(args.seed)
     texts = pq.read_table(args.corpus, columns=[args.text_column])[args.text_column].to_pylist()
