@@ -170,7 +170,8 @@ def write_plan(folder: Path, args: StudyArguments, weights: str) -> str:
     if path.exists():
         known = load_json(path, kind="study_plan", version=1)
         changed = [name for name in plan["options"] if known["options"].get(name) != plan["options"][name]]
-        changed += [what for what, key in (("the model", "weights"), ("the data", "data")) if known.get(key) != plan[key]]
+        others = {"the model": "weights", "the data": "data"}
+        changed += [what for what, key in others.items() if known.get(key) != plan[key]]
         if changed:
             raise ValueError(
                 f"{folder} holds a study of another plan: {', '.join(changed)} changed. Choose another --output_dir."
