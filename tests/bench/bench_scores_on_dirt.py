@@ -8,10 +8,10 @@ python tests/bench/bench_scores_on_dirt.py --scored outputs/dirt/chunks.parquet 
 ```
 
 A corpus of clean documents is dirtied (the ontology by recipes/quickstart_steps, others by recipes/studying/dirt.py)
-and cut into chunks of one kind each. The trusted sample is of other documents; `ngram_ratio` is fitted to it and to all chunks, so
-is `dsir_ratio` (10,000 buckets, 1e-8 added to both shares, as DSIR's package has it, but the mean over n-grams), and
-`perplexity` is the base model's, of `--num_chunks` of them, half of them clean. Chunks with their scores and
-trusted.jsonl are left in `--output_dir`: whoever has another score adds its column and runs `--scored`.
+and cut into chunks of one kind each. The trusted sample is of other documents; `ngram_ratio` is fitted to it and to
+all chunks, so is `dsir_ratio` (10,000 buckets, 1e-8 added to both shares, as DSIR's package has it, but the mean over
+n-grams), and `perplexity` is the base model's, of `--num_chunks` of them, half of them clean. Chunks with their scores
+and trusted.jsonl are left in `--output_dir`: whoever has another score adds its column and runs `--scored`.
 
 AUC: how often a clean chunk beats a dirty one; 0.5 is chance. Behind it the middle 95 % of 1,000 resamples of the
 chunks (of one corpus and one trusted sample). Of perplexity, beating is being lower, or nearer to the median; of every
