@@ -36,7 +36,13 @@ class Mean:
     @property
     def runs_to_tell(self) -> float:
         """Draws with which an interval would exclude 0 in four of five studies, were mean and spread just these."""
-        return np.inf if self.value == 0 else ((1.96 + 0.84) * self.std / self.value) ** 2
+        effect = abs(self.value) / self.std if self.std else np.inf
+        if not 0 < effect < np.inf:
+            return np.inf if effect == 0 else 2
+        n = max(2, int(((1.96 + 0.84) / effect) ** 2))  # of the normal distribution, which is never too many
+        while stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, effect * n**0.5) < 0.8:
+            n += max(1, n // 200)
+        return n
 
 
 @dataclass(frozen=True)
