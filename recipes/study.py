@@ -18,7 +18,7 @@ import deduplicate
 import score
 import sft
 from command_line import parse_options
-from studying.plan import StudyArguments, write_plan
+from studying.plan import StudyArguments, check_columns, write_plan
 
 
 def main(args):
@@ -26,12 +26,14 @@ def main(args):
 
     folder = Path(args.output_dir)
     if not args.report_only:
+        from hf_ppl_select.data.saving import one_at_a_time
         from hf_ppl_select.likelihood.model_identity import resolve_revision
         from quickstart_steps.offline_model import offline_model
         from studying.draw import run_draw
         from studying.pool import Pool
         from training.side_by_side import run_side_by_side
 
+        check_columns(args)
         model = args.model or str(offline_model())
         weights = resolve_revision(model)
         plan = write_plan(folder, args, weights)
@@ -48,7 +50,8 @@ def main(args):
         ]
         arms = [len(args.arms_of(corpus)) for corpus, _ in args.draws()]
         sizes = [n * args.num_tokens + args.num_probes * args.probe_tokens for n in arms]
-        run_side_by_side(run_draw, tasks, args.num_workers, sizes=sizes, description="Draws")
+        with one_at_a_time(folder):  # a second copy of this command finds all done
+            run_side_by_side(run_draw, tasks, args.num_workers, sizes=sizes, description="Draws")
     report = write_report(folder)
     print(f"\n{report.read_text(encoding='utf-8')}\n{report}")
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hf_ppl_select import __version__
+from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import load_json, save_json
 from hf_ppl_select.data.shards import file_sha256
 
@@ -52,6 +53,13 @@ FAILURE = (
     "On dirty: random raw needs less than 2.5 times law's tokens for law's domain loss (60 % saved).",
     "On any corpus: the chosen law's error on a probe left out is more than half of the data-only law's.",
 )
+
+
+_LEAST = {
+    **dict.fromkeys(("corpus_tokens", "trusted_tokens", "num_tokens", "probe_tokens", "num_questions"), 1),
+    **dict.fromkeys(("num_held_out", "num_general", "batch_size", "num_workers"), 1),
+    **{"chunk_length": 8, "num_probes": 0},
+}
 
 
 @dataclass
@@ -115,8 +123,24 @@ class StudyArguments:
             raise ValueError("The corpora dirty, clean and answers need documents: name them with --dataset_name.")
         if self.arms and "law, replay" in self.arms and self.replay_dataset is None:
             raise ValueError("The arm 'law, replay' needs general text: name it with --replay_dataset.")
-        if 1.0 not in self.random_times:
-            raise ValueError("--random_times must hold 1, the budget itself.")
+        if 1.0 not in self.random_times or min(self.random_times) <= 0:
+            raise ValueError("--random_times must hold 1, the budget itself, and no number that is not above 0.")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"--{name} must be a whole number, at least {least}, not {value!r}.")
+        for name in ("dirty", "replay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be a share from 0 to below 1, not {getattr(self, name)}.")
+        step = self.batch_size * self.chunk_length
+        budgets = [times * self.num_tokens for times in self.random_times]
+        for ladder in ([0, self.probe_tokens // 2, self.probe_tokens, self.num_tokens], [0, *sorted(budgets)]):
+            if min(later - earlier for earlier, later in zip(ladder, ladder[1:])) < step:
+                raise ValueError(
+                    f"Measured are {', '.join(f'{rung:,.0f}' for rung in ladder[1:])} tokens, and a step trains on "
+                    f"{step:,}: take --probe_tokens, --num_tokens and --random_times further apart, or a smaller "
+                    "--batch_size or --chunk_length."
+                )
 
     def arms_of(self, corpus: str) -> list[str]:
         """Those to train on a corpus, in the order of `ARMS`."""
@@ -132,6 +156,21 @@ class StudyArguments:
         """Corpus and seed of all draws; each corpus's first before any other's second."""
         most = max(self.num_seeds)
         return [(name, seed) for seed in range(most) for name, n in zip(self.corpora, self.num_seeds) if seed < n]
+
+
+def check_columns(args: StudyArguments) -> None:
+    """ValueError where a dataset lacks a column that an option names."""
+    wanted = {args.general_dataset: {"text"}, args.replay_dataset: {"text"}}
+    if set(args.corpora) - {"ontology"}:
+        columns = {args.text_column, args.topic_column} | (
+            {args.prompt_column} if "answers" in args.corpora else set()
+        )
+        wanted[args.dataset_name] = columns - {None}
+    for name, columns in wanted.items():
+        if name is not None:
+            there = load_rows(name).column_names
+            if missing := sorted(columns - set(there)):
+                raise ValueError(f"{name} has no column {missing[0]!r}; its columns are {', '.join(there)}.")
 
 
 _NOT_PLANNED = ("output_dir", "num_workers", "report_only", "data_dir")  # they change no number

@@ -25,6 +25,7 @@ def losses(domain, general=3.0):
 def make_study(folder, arms_by_draw, arms=("random raw", "random", "oracle", "law"), **options):
     """A study whose draws of `dirty` measured these arms: by draw, their losses or whole records."""
     named = {"dataset_name": "d.jsonl", "num_tokens": 1000, "probe_tokens": 250, "random_times": [0.5, 1.0, 2.0]}
+    named |= {"batch_size": 1, "chunk_length": 8}
     args = StudyArguments(corpora=["dirty"], num_seeds=[len(arms_by_draw)], arms=list(arms), **(named | options))
     plan = write_plan(folder, args, "weights")
     for seed, measured in enumerate(arms_by_draw):
@@ -183,11 +184,26 @@ def test_a_plan_is_kept(tmp_path):
         ({"arms": ["law, replay"]}, "--replay_dataset"),
         ({"num_seeds": [1, 2]}, "one for each of --corpora"),
         ({"random_times": [0.5]}, "must hold 1"),
+        ({"random_times": [1.0, -2.0]}, "no number that is not above 0"),
+        ({"num_tokens": 0}, "--num_tokens must be a whole number, at least 1, not 0"),
+        ({"num_held_out": 0}, "--num_held_out must be a whole number"),
+        ({"dirty": 1.5}, "--dirty must be a share"),
+        ({"probe_tokens": 1500}, "Measured are 750, 1,500, 16,384 tokens, and a step trains on 1,024"),
+        ({"random_times": [0.99, 1.0]}, "Measured are 16,220, 16,384 tokens"),
     ],
 )
 def test_options_that_cannot_be(options, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         StudyArguments(**options)
+
+
+def test_a_missing_column_is_one_line(tmp_path, run_recipe):
+    (tmp_path / "d.jsonl").write_text('{"body": "a"}\n')
+    options = ("--corpora", "clean", "--dataset_name", tmp_path / "d.jsonl", "--output_dir", tmp_path / "out")
+    code, _, said = run_recipe("study", *options)
+    wanted = f"study.py: error: {tmp_path}/d.jsonl has no column 'text'; its columns are body."
+    assert code == 2 and said.strip().splitlines()[-1] == wanted
+    assert not (tmp_path / "out").exists(), "before anything is written"
 
 
 def test_arms_and_draws():
