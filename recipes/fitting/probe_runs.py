@@ -6,7 +6,6 @@ One process trains all of them into points.jsonl; several at once (Ray, a job ar
 from __future__ import annotations
 
 import copy
-import gc
 import itertools
 import sys
 import warnings
@@ -27,6 +26,7 @@ from hf_ppl_select.probes.design import ProbeTarget, design_probes, prefix_point
 from hf_ppl_select.probes.plan import ProbePlan, plan_probes
 from hf_ppl_select.selection.candidates import find_candidates
 from trainer_callbacks.measuring import DivergedError
+from training.cpu_trainer import release_large_blocks
 from training.side_by_side import run_side_by_side
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def run_probe(
         trainer.train()
     finally:
         del trainer
-        gc.collect()
+        release_large_blocks()
 
 
 def compare_columns(

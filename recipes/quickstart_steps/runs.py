@@ -18,6 +18,7 @@ from hf_ppl_select.data.schema import Names, Number, checked
 from hf_ppl_select.likelihood.models import load_tokenizer
 from hf_ppl_select.scoring.perplexity import evaluate_perplexity
 from quickstart_steps.done import Step
+from training.cpu_trainer import release_large_blocks
 from training.precision import fast_bfloat16
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def train_and_evaluate(
     """
     if training is not None and not training.is_done():
         train(*parsed)
+        release_large_blocks()
         training.note_done()
     if not evaluation.is_done():
         evaluate_model(model, texts, evaluation.output)

@@ -19,6 +19,7 @@ from quickstart_steps.runs import command_line_of, draw_from_documents
 from studying.answers import write_answers
 from studying.plan import StudyArguments
 from studying.texts import write_general, write_texts
+from training.cpu_trainer import release_large_blocks
 from training.precision import training_precision
 
 if TYPE_CHECKING:
@@ -142,4 +143,5 @@ class Pool:
         if not step.is_done():
             make_parser, main = self.recipes[name]
             main(*parse_options(make_parser(), options))
+            release_large_blocks()
             step.note_done()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from studying.plan import StudyArguments
 from trainer_callbacks.held_out import HeldOutSet, tokenize_sets
 from trainer_callbacks.measuring import measure_and_log
 from trainer_callbacks.processes import engine_of
-from training.cpu_trainer import in_order, sft_trainer_class
+from training.cpu_trainer import in_order, release_large_blocks, sft_trainer_class
 from training.precision import training_precision
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class Runner:
         trainer.add_callback(recorder)
         trainer.train()
         del trainer
-        gc.collect()  # the model and its optimizer are in circles
+        release_large_blocks()
         return [
             {"num_rows": min(step * self.args.batch_size, len(rows)), **found}
             for step, found in zip(steps, recorder.found, strict=True)
