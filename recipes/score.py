@@ -162,6 +162,7 @@ def main(args):
     from scoring import reference, trusted
     from scoring.chunks import cut_into_chunks
     from training.checkpoints import list_files
+    from training.cpu_trainer import release_large_blocks
 
     rank, num_processes, local_rank = launched_as()
     scorer = PerplexityScorer(
@@ -230,6 +231,7 @@ def main(args):
                 if reference.start_reference(folder, pieces, training, source, overwrite=args.overwrite):
                     with reference.as_one_process():
                         cpt.main(*parse_options(cpt.make_parser(), reference.cpt_options(folder, training)))
+                    release_large_blocks()
                     list_files(folder)
                 if args.trusted is None:
                     trusted.write_held_out(folder.with_name("held_out.jsonl"), held_out)

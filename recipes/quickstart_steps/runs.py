@@ -58,12 +58,15 @@ def draw_from_clean(scored: Path, folder: Path, *, num_tokens: int, seed: int) -
 
 
 def _draw(chunks: Dataset, folder: Path, num_tokens: int, seed: int) -> None:
-    order = np.random.default_rng(seed).permutation(len(chunks))
-    counts = np.array(chunks["num_tokens"][:])[order]
-    drawn = chunks.select(order[: np.searchsorted(np.cumsum(counts), num_tokens, side="right")])
-    write_atomically(
-        folder / "chunks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn.to_list())
-    )
+    drawn = draw_rows(chunks, num_tokens, seed).to_list()
+    write_atomically(folder / "chunks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn))
+
+
+def draw_rows(rows: Dataset, num_tokens: float, seed: int) -> Dataset:
+    """Rows in a random order until their `num_tokens` fill the budget."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    counts = np.array(rows["num_tokens"][:])[order]
+    return rows.select(order[: np.searchsorted(np.cumsum(counts), num_tokens, side="right")])
 
 
 def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path) -> None:

@@ -11,8 +11,8 @@ from hf_ppl_select.data.overlap import contained_in, word_runs
 from quickstart_steps.data import write_jsonl
 from studying.dirt import boilerplate, near_duplicate, ocr_noise
 from studying.plan import StudyArguments
+from studying.texts import cut
 
-LONGEST = 500  # characters of an answer, some 120 tokens
 _SHORTEST = 100
 _TOKENS = 4  # characters of a token, about
 
@@ -64,8 +64,8 @@ def _topics(args: StudyArguments, seed: int) -> Iterator[list[dict[str, str]]]:
         answer = " ".join((answer or "").split())
         if prompt and len(answer) >= _SHORTEST and answer not in seen:
             seen.add(answer)
-            short = answer if len(answer) <= LONGEST else answer[:LONGEST].rsplit(" ", 1)[0]
-            by_topic.setdefault(str(topic).strip().lower(), []).append({"prompt": f"{prompt}\n", "completion": short})
+            row = {"prompt": f"{prompt}\n", "completion": cut(answer)}
+            by_topic.setdefault(str(topic).strip().lower(), []).append(row)
     order = sorted(by_topic)
     random.Random(seed).shuffle(order)
     return iter([by_topic[topic] for topic in order])

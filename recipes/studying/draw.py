@@ -6,7 +6,6 @@ import hashlib
 import os
 import time
 import traceback
-from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,16 @@ from studying.plan import LAWS
 from studying.pool import Pool
 from studying.records import Records
 from studying.runs import Runner
-from studying.subsets import COLUMNS, choose_rows, describe, fit_laws, interval_of, predictions, with_replay
+from studying.subsets import (
+    COLUMNS,
+    choose_rows,
+    describe,
+    fit_laws,
+    interval_of,
+    predictions,
+    sums_by_kind,
+    with_replay,
+)
 from trainer_callbacks.measuring import DivergedError
 
 if TYPE_CHECKING:
@@ -145,16 +153,14 @@ class _Draw:
         args, what, seed = self.args, f"arm {arm}", self.pool.seed
         if arm == "random raw":
             subset, ladder = self.pool.raw(), [times * args.num_tokens for times in args.random_times]
-            kinds: Counter = Counter()
-            for kind, count in zip(subset["kind"][:], subset["num_tokens"][:]):
-                kinds[kind] += count
-            about = {"kinds": dict(sorted(kinds.items())), "num_tokens": kinds.total()}
+            kinds = sums_by_kind(subset["kind"][:], subset["num_tokens"][:])
+            about = {"kinds": kinds, "num_tokens": sum(kinds.values())}
         else:
             try:
                 rows, about = choose_rows(arm.removesuffix(", replay"), scored, laws, args.num_tokens, seed)
-            except (ValueError, KeyError) as error:
-                self.records.add(what, {"problem": str(error) if isinstance(error, ValueError) else "no law"})
-                self._say(f"{arm}: {self.records[what]['problem'][:100]}")
+            except ValueError as error:
+                self.records.add(what, {"problem": str(error)})
+                self._say(f"{arm}: {str(error)[:100]}")
                 return
             about |= describe(scored, rows)
             about["predicted"] = {

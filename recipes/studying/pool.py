@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from command_line import parse_options
 from hf_ppl_select import NgramScorer
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.likelihood.models import load_tokenizer
 from quickstart_steps.done import Step
-from quickstart_steps.runs import command_line_of, draw_from_documents
+from quickstart_steps.runs import command_line_of, draw_from_documents, draw_rows
 from studying.answers import write_answers
 from studying.plan import StudyArguments
+from studying.subsets import sums_by_kind
 from studying.texts import write_general, write_texts
 from training.cpu_trainer import release_large_blocks
 from training.precision import training_precision
@@ -101,12 +99,8 @@ class Pool:
         if self.corpus == "answers":
             rows = self.rows("documents")
             tokens = load_tokenizer(self.model)(rows["completion"][:], add_special_tokens=False)["input_ids"]
-            counts, order = (
-                np.array([len(ids) for ids in tokens]),
-                np.random.default_rng(self.seed).permutation(len(rows)),
-            )
-            drawn = order[: np.searchsorted(np.cumsum(counts[order]), most, side="right")]
-            return rows.add_column("num_tokens", counts).select(drawn)
+            counts = [len(ids) for ids in tokens]
+            return draw_rows(rows.add_column("num_tokens", counts), most, self.seed)
         raw = {"num_tokens": most, "chunk_length": self.args.chunk_length, "seed": self.seed}
         step = Step(self.folder, "random-raw", (self.weights, str(raw)), (self.folder / "texts",))
         if not step.is_done():
@@ -116,10 +110,8 @@ class Pool:
 
     def characters(self) -> dict[str, int]:
         """Of each kind, before anything is dropped."""
-        documents, found = self.rows("documents"), Counter()
-        for kind, text in zip(documents["kind"][:], documents[self.column][:]):
-            found[kind] += len(text)
-        return dict(sorted(found.items()))
+        documents = self.rows("documents")
+        return sums_by_kind(documents["kind"][:], map(len, documents[self.column][:]))
 
     def _fine_tuning(self) -> dict[str, Any]:
         """Options of sft.py that train the reference on the trusted answers."""

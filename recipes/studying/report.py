@@ -28,6 +28,9 @@ def write_report(folder: Path) -> Path:
     for corpus in study.options["benchmark_corpora"]:
         if corpus in study.corpora:
             parts += [f"## Benchmarks, {corpus}", benchmarks_table(study, corpus)]
+    if problems := study.problems():
+        lines = [f"- {draw.corpus} {draw.seed}, {what}: {why}" for draw, what, why in problems]
+        parts += ["## What was not measured", "\n".join(lines)]
     parts += ["## What it cost", _costs(study)]
     path = folder / "report.md"
     write_atomically(path, "\n\n".join(parts) + "\n")

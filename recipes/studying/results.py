@@ -194,7 +194,18 @@ class Study:
         found = {"documents": self._shares(d.records["base"]["characters"] for d in self.of(corpus))}
         found["deduplicated"] = self._shares(d.records["base"]["deduplicated"]["kinds"] for d in self.of(corpus))
         for arm in self.arms(corpus):
+            if arm == "law, replay":  # of its record, these are what law alone has
+                continue
             found[arm] = self._shares(d.arm(arm)["kinds"] for d in self.of(corpus, arm))
+        return found
+
+    def problems(self) -> list[tuple[Draw, str, str]]:
+        """Draw, what was not measured there (an arm, a probe, a law), and why."""
+        found = []
+        for draw in self.draws:
+            records = draw.records.by_what
+            found += [(draw, what, one["problem"]) for what, one in records.items() if "problem" in one]
+            found += [(draw, f"law {name}", why) for name, why in records.get("laws", {}).get("problems", {}).items()]
         return found
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +68,8 @@ def choose_rows(
         return rows[plan_selection(part, strategy="random", **options).indices], {}
     if arm in ("low", "middle", "high"):
         return plan_selection(scored, strategy=arm, **options).indices, {}
+    if arm not in laws:
+        raise ValueError("Its law could not be fitted.")
     strategy = "greedy_dos" if arm == "paper" else "maxent"
     chosen = plan_selection(scored, law=laws[arm], strategy=strategy, **options)
     return chosen.indices, {"target": chosen.target, "kind": chosen.optimum.kind}
@@ -89,19 +91,24 @@ def with_replay(
 
 
 def describe(scored: Dataset, rows: np.ndarray) -> dict[str, Any]:
-    """Moments of every score, tokens of each kind, and a prefix's tokens by its length."""
+    """Moments of every score, and tokens of each kind."""
     part = scored.select(rows)
-    tokens = np.array(part["num_tokens"][:])
-    kinds: Counter = Counter()
+    tokens = part["num_tokens"][:]
     columns = [name for name in COLUMNS if name in scored.column_names]
-    for kind, count in zip(part["kind"][:], tokens.tolist()):
-        kinds[kind] += count
     return {
         "moments": score_moments({name: np.array(part[name][:], dtype=np.float64) for name in columns}),
-        "kinds": dict(sorted(kinds.items())),
-        "num_tokens": int(tokens.sum()),
+        "kinds": sums_by_kind(part["kind"][:], tokens),
+        "num_tokens": sum(tokens),
         "num_chunks": len(rows),
     }
+
+
+def sums_by_kind(kinds: Iterable[str], counts: Iterable[int]) -> dict[str, int]:
+    """The counts of each kind together, in the order of their names."""
+    found: Counter = Counter()
+    for kind, count in zip(kinds, counts, strict=True):
+        found[kind] += count
+    return dict(sorted(found.items()))
 
 
 def predictions(laws: dict[str, ScalingLaw], moments: dict[str, float], num_tokens: int) -> dict[str, float]:

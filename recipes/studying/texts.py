@@ -17,14 +17,14 @@ from studying.plan import StudyArguments
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_HELD_OUT_LENGTH = 500  # characters, some 120 tokens
+LONGEST = 500  # characters of a held-out text, or of an answer: some 120 tokens
 _DEFINITION = 55  # tokens of a definition of the ontology, about
 
 
 def write_texts(
     folder: Path, corpus: str, seed: int, args: StudyArguments, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Write documents, held_out, trusted, general and replay as .jsonl files."""
+    """Write documents, held_out, trusted and what [`write_general`] does as .jsonl files."""
     if corpus == "ontology":
         num_clean = int(args.corpus_tokens * (1 - args.dirty) / _DEFINITION)
         sizes = {"num_held_out": 4 * args.num_held_out, "num_trusted": args.trusted_tokens // _DEFINITION}
@@ -41,7 +41,7 @@ def write_general(folder: Path, seed: int, args: StudyArguments) -> None:
     general = _articles(args, seed)[1]
     if len(general) < args.num_general:
         raise ValueError(
-            f"{args.general_dataset} has {len(general)} paragraphs of {_HELD_OUT_LENGTH} characters in every other "
+            f"{args.general_dataset} has {len(general)} paragraphs of {LONGEST} characters in every other "
             f"article, --num_general asks for {args.num_general}."
         )
     write_jsonl(folder / "general.jsonl", [{"text": text} for text in general[: args.num_general]])
@@ -53,13 +53,13 @@ def write_general(folder: Path, seed: int, args: StudyArguments) -> None:
 def _articles(args: StudyArguments, seed: int) -> tuple[list[str], list[str]]:
     """Paragraphs of every other general article, for dirt; and pieces of the others, drawn by the seed."""
     if args.general_dataset is None:
-        pieces = general_texts(10_000, seed, _HELD_OUT_LENGTH)
+        pieces = general_texts(10_000, seed, LONGEST)
         return pieces[args.num_general :], pieces[: args.num_general]
     paragraphs = [
         [part.strip() for part in article.split("\n") if len(part) > 200]
         for article in load_rows(args.general_dataset)["text"][:]
     ]
-    others = [_cut(part) for article in paragraphs[1::2] for part in article if len(part) > _HELD_OUT_LENGTH]
+    others = [cut(part) for article in paragraphs[1::2] for part in article if len(part) > LONGEST]
     random.Random(seed).shuffle(others)
     return [part for article in paragraphs[::2] for part in article], others
 
@@ -69,7 +69,7 @@ def _write_own(folder: Path, seed: int, dirty: float, args: StudyArguments, toke
     held_out: list[str] = []
     while len(held_out) < args.num_held_out:
         topic = _next(documents, args)
-        held_out += [_cut(text) for text in topic if len(text) >= _HELD_OUT_LENGTH]
+        held_out += [cut(text) for text in topic if len(text) >= LONGEST]
     held_out = held_out[: args.num_held_out]
     runs = {run for text in held_out for run in word_runs(text)}
     trusted = _until(args.trusted_tokens, documents, runs, args, tokenizer)
@@ -118,6 +118,6 @@ def _next(documents: Iterator[list[str]], args: StudyArguments) -> list[str]:
     return found
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     """Its beginning, up to the end of a word."""
-    return text if len(text) <= _HELD_OUT_LENGTH else text[:_HELD_OUT_LENGTH].rsplit(" ", 1)[0]
+    return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0]

@@ -152,6 +152,8 @@ def test_fixed_rules_against_brute_force(scored):
         assert values[chosen].mean() < np.sort(values)[-50:].mean(), "random among them, not the highest"
     oracle, _ = choose_rows("oracle", scored, {}, 6400, 0)
     assert set(kinds[oracle]) == {"clean"} and len(set(oracle.tolist())) == 100
+    with pytest.raises(ValueError, match="could not be fitted"):
+        choose_rows("law both", scored, {}, 6400, 0)
     one, other = (choose_rows("random", scored, {}, 6400, seed)[0] for seed in (0, 1))
     assert set(kinds[one]) == {"clean", "boilerplate"} and set(one.tolist()) != set(other.tolist())
     about = describe(scored, oracle)

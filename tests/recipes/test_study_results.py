@@ -121,7 +121,8 @@ def test_what_was_not_measured_is_not_met(tmp_path):
 
 
 def test_an_arm_that_failed_is_no_arm(tmp_path):
-    study = make_study(tmp_path, [{"random": 2.9, "law": {"problem": "no law"}}, {"random": 2.8, "law": 2.5}])
+    study = make_study(tmp_path, [{"random": 2.9, "law": {"problem": "out of reach"}}, {"random": 2.8, "law": 2.5}])
+    assert [(draw.seed, what, why) for draw, what, why in study.problems()] == [(0, "arm law", "out of reach")]
     assert study.mean("dirty", "law").num == 1 and study.difference("dirty", "law", "random").num == 1
 
 
