@@ -49,7 +49,7 @@ class Step:
         if not self._record.is_file():
             return False
         try:
-            known = load_json(self._record, kind="quickstart_step", version=1, read=checked(_SCHEMA))
+            known = load_step(self._record)
         except ValueError as error:
             print(f"{error} The step is run again.", flush=True)
             self._record.unlink()
@@ -71,6 +71,11 @@ class Step:
         return without_credentials(
             {"options": [__version__, *self.options], "read": read, "left": _hashes(self.output)}
         )
+
+
+def load_step(path: Path) -> dict[str, Any]:
+    """A record of a step that is done; ValueError where it is none, or not what was written."""
+    return load_json(path, kind="quickstart_step", version=1, read=checked(_SCHEMA))
 
 
 def _difference(known: dict[str, Any], now: dict[str, Any]) -> str | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from hf_ppl_select import __version__
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import load_json, save_json
+from hf_ppl_select.data.schema import Flag, Names, Number, Text, checked, maybe
 from hf_ppl_select.data.shards import file_sha256
 
 CORPORA = ("dirty", "clean", "ontology", "answers")
@@ -174,6 +176,28 @@ def check_columns(args: StudyArguments) -> None:
 
 
 _NOT_PLANNED = ("output_dir", "num_workers", "report_only", "data_dir")  # they change no number
+_WHOLE = Number(-1e15, 1e15, whole=True)
+_OF_TYPE = {
+    **{"bool": Flag(), "str": Text(), "str | None": maybe(Text()), "list[str]": [Text()]},
+    **{"list[str] | None": maybe([Text()]), "list[int]": [_WHOLE], "int": _WHOLE, "float": Number()},
+    "list[float]": [Number()],
+}
+_PLAN = {
+    "options": {f"{one.name}?": _OF_TYPE[one.type] for one in fields(StudyArguments) if one.name not in _NOT_PLANNED},
+    **dict.fromkeys(("data?", "corpora", "what_the_arms_are"), Names(Text())),
+    "arms": Names([Text()]),
+    **dict.fromkeys(("primary_comparisons", "failure"), [Text()]),
+    **dict.fromkeys(("weights", "all_others", "statistics", "power", "package", "sha256"), Text()),
+}
+
+
+def load_plan(path: Path) -> dict[str, Any]:
+    """A study's plan.json.
+
+    Raises:
+        ValueError: it is none, or not what was written.
+    """
+    return load_json(path, kind="study_plan", version=1, read=checked(_PLAN))
 
 
 def write_plan(folder: Path, args: StudyArguments, weights: str) -> str:
@@ -207,7 +231,7 @@ def write_plan(folder: Path, args: StudyArguments, weights: str) -> str:
     }
     path = folder / "plan.json"
     if path.exists():
-        known = load_json(path, kind="study_plan", version=1)
+        known = load_plan(path)
         changed = [name for name in plan["options"] if known["options"].get(name) != plan["options"][name]]
         others = {"the model": "weights", "the data": "data"}
         changed += [what for what, key in others.items() if known.get(key) != plan[key]]

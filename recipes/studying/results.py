@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from hf_ppl_select.data.saving import load_json
+from studying.plan import load_plan
 from studying.records import Records
 
 
@@ -82,7 +82,7 @@ class Study:
     """A study's folder: plan.json and records/."""
 
     def __init__(self, folder: Path) -> None:
-        self.plan = load_json(folder / "plan.json", kind="study_plan", version=1)
+        self.plan = load_plan(folder / "plan.json")
         self.options = self.plan["options"]
         self.num_tokens = self.options["num_tokens"]
         self.draws: list[Draw] = []
@@ -204,6 +204,8 @@ class Study:
         found = []
         for draw in self.draws:
             records = draw.records.by_what
+            if "done" not in records:
+                found.append((draw, "the draw", "it is not finished; the same command goes on"))
             found += [(draw, what, one["problem"]) for what, one in records.items() if "problem" in one]
             found += [(draw, f"law {name}", why) for name, why in records.get("laws", {}).get("problems", {}).items()]
         return found

@@ -217,7 +217,7 @@ def scored_rows(path):
     """What a scorer makes of rows, however they came to be read: the tokens of each, and its text."""
     try:
         rows = json.loads(path.read_text())
-        assert all(isinstance(row, dict) for row in rows)
+        assert isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
     except (ValueError, AssertionError):  # no table at all
         return []
     batch = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}

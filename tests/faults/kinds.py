@@ -25,8 +25,10 @@ from hf_ppl_select.law.points import append_law_points, read_law_points
 from hf_ppl_select.selection.report import load_report
 from hf_ppl_select.selection.select import plan_selection
 from quickstart_steps.data import QuickstartArguments
+from quickstart_steps.done import load_step
 from quickstart_steps.runs import load_costs
 from scoring.reference import settings_of
+from studying.plan import StudyArguments, load_plan, write_plan
 from training.checkpoints import list_files, total_loss_of
 
 
@@ -138,6 +140,14 @@ def _ngrams(path):
     NgramScorer.fit(["fever and cough"] * 3, ["fever, tea and rest", "a cough"], num_buckets=64).save(path)
 
 
+def _plan(path):
+    write_plan(path.parent, StudyArguments(), "weights")
+
+
+def _step(path):
+    save_json(path, {"options": ["1"], "read": {"a": "0f"}, "left": {"b": "1e"}}, kind="quickstart_step", version=1)
+
+
 KINDS = {  # by file name: a writer, and a reader whose results compare
     "law.json": (_law, lambda path: ScalingLaw.load(path).to_dict()),
     "landscape.json": (_landscape, lambda path: PerplexityLandscape.load(path).to_dict()),
@@ -156,6 +166,8 @@ KINDS = {  # by file name: a writer, and a reader whose results compare
     "comparison.json": (_comparison, load_comparison),
     "costs.json": (_costs, load_costs),
     "settings.json": (_quickstart, lambda path: load_json(path, kind="quickstart", version=2)),
+    "scored.json": (_step, load_step),
+    "plan.json": (_plan, load_plan),
     "ngrams.safetensors": (_ngrams, lambda path: NgramScorer.load(path).settings()),
     "held_out.json": (_held_out, lambda path: {k: v.tolist() for k, v in read_run(path.parent).texts.items()}),
 }

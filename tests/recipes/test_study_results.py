@@ -1,6 +1,7 @@
 """The study's numbers against closed forms and by hand; its records; and docs/study is what its records give."""
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from scipy import stats
 
 from studying.plan import ARMS, StudyArguments, write_plan
 from studying.records import Records
+from studying.report import write_report
 from studying.results import Mean, Study
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -36,6 +38,7 @@ def make_study(folder, arms_by_draw, arms=("random raw", "random", "oracle", "la
             if not isinstance(found, dict):
                 found = {"rungs": [{"num_tokens": 990, **losses(found)}], "kinds": {"clean": 1}}
             records.add(f"arm {arm}", found)
+        records.add("done", {"seconds": 1.0})
     return Study(folder)
 
 
@@ -123,6 +126,9 @@ def test_what_was_not_measured_is_not_met(tmp_path):
 def test_an_arm_that_failed_is_no_arm(tmp_path):
     study = make_study(tmp_path, [{"random": 2.9, "law": {"problem": "out of reach"}}, {"random": 2.8, "law": 2.5}])
     assert [(draw.seed, what, why) for draw, what, why in study.problems()] == [(0, "arm law", "out of reach")]
+    records = tmp_path / "records" / "dirty-1.jsonl"
+    records.write_text(records.read_text()[:-9])
+    assert "dirty 1, the draw: it is not finished" in write_report(tmp_path).read_text()
     assert study.mean("dirty", "law").num == 1 and study.difference("dirty", "law", "random").num == 1
 
 
@@ -156,9 +162,36 @@ def test_records_survive_a_kill_and_refuse_what_is_not_theirs(tmp_path):
     assert [json.loads(line)["what"] for line in path.read_text().splitlines()] == ["base", "arm low"]
     with pytest.raises(ValueError, match="line 1 is of another plan"):
         Records(path, "q")
-    path.write_text('{"what": "base", "plan": "p"}\n[1]\n')
-    with pytest.raises(ValueError, match=r"dirty-0\.jsonl, line 2 is not a record"):
-        Records(path, "p")
+    path.with_suffix(".copy").write_bytes(path.read_bytes()[:-20])
+    assert list(Records(path.with_suffix(".copy"), "p").by_what) == ["base"]
+    lines = path.read_text()
+    for changed, said in (
+        (lines + "[1]\n", "line 3 is not a record"),
+        (lines.replace('"x":2', '"x":3'), "line 2 is not what was written"),
+        (lines.replace('"checksum"', '"checkrem"'), "line 1 .*checksum"),
+        (lines.replace('"x":1', '"x":NaN'), "line 1 .*not finite"),
+    ):
+        path.write_text(changed)
+        with pytest.raises(ValueError, match=rf"dirty-0\.jsonl, {said}"):
+            Records(path, "p")
+
+
+def test_flipped_bits_of_records_are_never_other_numbers(tmp_path):
+    path = tmp_path / "dirty-0.jsonl"
+    records = Records(path, "p")
+    for what, loss in (("base", 12.5), ("arm low", 3.75), ("done", 1e-3)):
+        records.add(what, {"rungs": [{"num_tokens": 90, "domain": [loss, loss / 3]}], "kinds": {"é": 9}})
+    content, rng = path.read_bytes(), random.Random(0)
+    for _ in range(500):
+        changed = bytearray(content)
+        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        try:
+            found = Records(path, "p").by_what
+        except ValueError as error:
+            assert "dirty-0.jsonl, line" in str(error) and "\n" not in str(error)
+        else:  # the last end of line is gone, so the line is one that was cut short
+            assert found == {what: records[what] for what in ("base", "arm low")} or found == records.by_what
 
 
 def test_a_plan_is_kept(tmp_path):
@@ -217,7 +250,6 @@ def test_arms_and_draws():
 
 
 def test_the_report_in_the_docs_is_what_the_records_give(tmp_path):
-    from studying.report import write_report
 
     for name in ("plan.json", "records"):
         (shutil.copytree if name == "records" else shutil.copy)(DOCS / "study" / name, tmp_path / name)
