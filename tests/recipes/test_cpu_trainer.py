@@ -1,0 +1,60 @@
+"""Training on a CPU: short rows attend in plain matrix products, to the same loss; everything else as it was."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig
+
+from training.cpu_trainer import LONGEST_EAGER, CpuSFTTrainer, StoppingSFTTrainer, eager_attention
+
+
+class Watched(TrainerCallback):
+    """What attention is computed in: during the forward passes, and when a callback runs a model between steps."""
+
+    def __init__(self, model):
+        self.model, self.forward, self.between = model, set(), set()
+        model.register_forward_pre_hook(lambda *_: self.forward.add(model.config._attn_implementation))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.between.add(self.model.config._attn_implementation)
+
+
+def train(trainer_class, model, tokenizer, folder, length, **options):
+    rows = Dataset.from_list([{"input_ids": [7 + (i * j) % 50 for j in range(length - i)]} for i in range(8)])
+    named = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "max_length": length}
+    named |= {"use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "no", "logging_steps": 1}
+    args = SFTConfig(output_dir=str(folder), **(named | {"gradient_checkpointing": False} | options))
+    watched = Watched(model)
+    trainer = trainer_class(model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[watched])
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line], watched
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_short_rows_attend_in_matrix_products_to_the_same_loss(tiny_model, tiny_tokenizer, tmp_path, checkpointing):
+    same_model = copy.deepcopy(tiny_model)
+    options = {"length": 24, "gradient_checkpointing": checkpointing}
+    expected, theirs = train(StoppingSFTTrainer, same_model, tiny_tokenizer, tmp_path / "a", **options)
+    losses, ours = train(CpuSFTTrainer, tiny_model, tiny_tokenizer, tmp_path / "b", **options)
+    assert theirs.forward == {"sdpa"} and ours.forward == {"eager"} and ours.between == {"sdpa"}
+    assert losses == pytest.approx(expected, rel=1e-5) and len(losses) == 3
+    for name, weights in tiny_model.named_parameters():
+        torch.testing.assert_close(weights, same_model.get_parameter(name), rtol=0, atol=2e-5)
+
+
+def test_long_rows_and_other_attention_stay_as_they_are(tiny_model, tiny_tokenizer, tmp_path):
+    _, long = train(CpuSFTTrainer, tiny_model, tiny_tokenizer, tmp_path, LONGEST_EAGER + 9, max_steps=1)
+    assert long.forward == {"sdpa"}
+    tiny_model.set_attn_implementation("eager")
+    with eager_attention(tiny_model):
+        assert tiny_model.config._attn_implementation == "eager"
+    assert tiny_model.config._attn_implementation == "eager"
+
+
+def test_a_step_that_fails_leaves_the_attention_as_it_was(tiny_model):
+    with pytest.raises(RuntimeError, match="out of memory"), eager_attention(tiny_model):
+        raise RuntimeError("out of memory")
+    assert tiny_model.config._attn_implementation == "sdpa"
