@@ -8,6 +8,16 @@ OWN_ROWS = [
     {"question": "Which is a number? ", "choices": ["five", "shortness of breath", "fever", "-"], "answer": "A"},
     {"question": "What is the capital of France now?", "choices": ["Rome", "Paris"], "answer": "1"},
 ]
+MEDQA = {
+    "id": "1",
+    "sent1": "Which?",
+    "sent2": "",
+    "ending0": "a",
+    "ending1": "b",
+    "ending2": "c",
+    "ending3": "d",
+    "label": 2,
+}
 
 
 def write_jsonl(path, rows):

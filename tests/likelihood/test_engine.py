@@ -1,104 +1,25 @@
 """LikelihoodEngine against plain logits: architectures, batching, tiles, adapters, autocast."""
 
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from torch import nn
 
-from hf_ppl_select.likelihood import engine as likelihood
-from hf_ppl_select.likelihood import lm_head, packed_attention
+from hf_ppl_select.likelihood import lm_head
 from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
-from hf_ppl_select.likelihood.models import default_batch_tokens, num_positions
-from hf_ppl_select.likelihood.packed_attention import PackedLayout
+from hf_ppl_select.likelihood.models import num_positions
 from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer
-
-VOCAB = 103
-SMALL = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-}
-SMALL_GPT = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128} | {
-    name: SMALL[name] for name in ("pad_token_id", "bos_token_id", "eos_token_id")
-}
-GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
-ARCHITECTURES = {
-    "llama, tied": ("LlamaConfig", SMALL | {"tie_word_embeddings": True}),
-    "qwen3": ("Qwen3Config", SMALL | GROUPED),
-    "gemma2, softcap": (
-        "Gemma2Config",
-        SMALL | GROUPED | {"sliding_window": 8, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
-    ),
-    "cohere, logit scale": ("CohereConfig", SMALL | {"logit_scale": 0.25}),
-    "granite, logits scaling": ("GraniteConfig", SMALL | {"logits_scaling": 4.0, "embedding_multiplier": 2.0}),
-    "falcon_h1, head multiplier, hybrid": (
-        "FalconH1Config",
-        SMALL
-        | {"num_key_value_heads": 2, "lm_head_multiplier": 0.5, "mamba_d_ssm": 64, "mamba_n_heads": 8}
-        | {"mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16},
-    ),
-    "gpt2, absolute positions": ("GPT2Config", SMALL_GPT),
-    "phi, head bias": ("PhiConfig", SMALL),
-    "opt, projected embeddings": (
-        "OPTConfig",
-        {name: SMALL[name] for name in SMALL if name != "intermediate_size"}
-        | {"ffn_dim": 48, "word_embed_proj_dim": 16},
-    ),
-    "gpt_neox": ("GPTNeoXConfig", SMALL),
-    "gptj, head bias": ("GPTJConfig", SMALL_GPT | {"rotary_dim": 4}),
-    "mistral, sliding window": ("MistralConfig", SMALL | {"num_key_value_heads": 2, "sliding_window": 8}),
-    "mixtral, experts": ("MixtralConfig", SMALL | {"num_key_value_heads": 2, "num_local_experts": 4}),
-    "bloom, alibi": ("BloomConfig", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
-    "mamba, state space": (
-        "MambaConfig",
-        {"vocab_size": VOCAB, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 2},
-    ),
-}
-
-
-def make_model(config_class: str, settings: dict) -> nn.Module:
-    """A random model whose logits are spread enough for a wrong one to show."""
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**settings)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if (parameter.dim() > 1 and "conv" not in name) or "bias" in name:
-                parameter.normal_(0, 0.3)
-    return model
-
-
-@pytest.fixture(scope="module")
-def sequences():
-    rng = np.random.default_rng(0)
-    return [rng.integers(0, VOCAB, length).tolist() for length in (2, 3, 40, 17, 17, 64, 5, 1, 33)]
-
-
-def all_but_first(sequences):
-    return [range(1, len(ids)) for ids in sequences]
-
-
-def plain_nll(model, sequences) -> np.ndarray:
-    """The definition: one text at a time, the model's own mean loss times the tokens it is the mean of."""
-    with torch.no_grad():
-        return np.array(
-            [
-                model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss.item() * (len(ids) - 1)
-                if len(ids) > 1
-                else 0.0
-                for ids in sequences
-            ]
-        )
+from tests.likelihood.tiny_architectures import (
+    ARCHITECTURES,
+    SMALL,
+    SMALL_GPT,
+    VOCAB,
+    all_but_first,
+    make_model,
+    plain_nll,
+)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -125,201 +46,6 @@ def test_padded_batches_are_full_and_hold_little_padding(max_batch_tokens, num_e
         assert size - sum(lengths[batch]) <= max_batch_tokens // 32
     # No padding: batches are full, but as many as four workers share evenly
     assert len(engine._batches(list(range(1000)), [range(32)] * 1000, False)) == num_equal
-
-
-@pytest.fixture
-def packing(monkeypatch):
-    """Pack also in float32, where exactness shows."""
-    monkeypatch.setattr(LikelihoodEngine, "_packing_pays", lambda self: True)
-
-
-NEVER_PACKED = {
-    "falcon_h1, head multiplier, hybrid": "carries a state",
-    "mamba, state space": "carries a state",
-    "bloom, alibi": "has biases",
-    "gemma2, softcap": "caps its scores",
-    "gptj, head bias": "has an attention of its own",
-}
-if transformers.__version__.startswith("4."):
-    NEVER_PACKED["opt, projected embeddings"] = "makes a mask"
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_packed_rows_give_what_each_text_gives_alone(name, sequences, packing, monkeypatch):
-    monkeypatch.setattr(packed_attention, "TILE", 16)  # texts end within tiles and span several
-    model = make_model(*ARCHITECTURES[name])
-    attention = model.config._attn_implementation
-    engine = LikelihoodEngine(model, max_batch_tokens=150)
-    nll = engine.nll(sequences, all_but_first(sequences))
-    assert engine.packs == (name not in NEVER_PACKED)
-    np.testing.assert_allclose(nll, plain_nll(model, sequences), rtol=1e-5)
-    assert model.config._attn_implementation == attention
-
-
-@pytest.mark.parametrize("max_batch_tokens", [1, 64, 150, 10_000])
-def test_packed_rows_do_not_depend_on_batches_order_or_neighbours(sequences, max_batch_tokens, packing, monkeypatch):
-    monkeypatch.setattr(packed_attention, "TILE", 8)
-    engine = LikelihoodEngine(make_model("Qwen3Config", SMALL | GROUPED), max_batch_tokens=max_batch_tokens)
-    nll = engine.nll(sequences, all_but_first(sequences))
-    np.testing.assert_allclose(nll, plain_nll(engine.model, sequences), rtol=1e-5)
-    order = np.random.default_rng(1).permutation(len(sequences))
-    shuffled = [sequences[i] for i in order]
-    np.testing.assert_allclose(engine.nll(shuffled, all_but_first(shuffled)), nll[order], rtol=1e-6)
-
-
-def test_a_model_that_sees_its_neighbours_in_a_row_is_not_packed(sequences, packing, monkeypatch):
-    model = make_model("LlamaConfig", SMALL)
-
-    def without_mask(self, dtype, groups):
-        for query, key, hidden in self._tiles:
-            yield query, slice(0, key.stop), torch.zeros(groups * hidden.shape[0], key.stop, dtype=dtype)
-
-    for dtype in (torch.float32, torch.bfloat16):
-        engine = LikelihoodEngine(model.to(dtype))
-        engine.nll(sequences, all_but_first(sequences))
-        assert engine.packs
-        with monkeypatch.context() as patch:
-            patch.setattr(PackedLayout, "tiles", without_mask)
-            engine = LikelihoodEngine(model.to(dtype))
-            engine.nll(sequences, all_but_first(sequences))
-            assert engine.packs is False
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_short_convolution_is_never_packed(dtype, packing):
-    """It mixes neighbours outside attention, too little for a comparison of losses in bfloat16 to tell."""
-    settings = SMALL | {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
-    model = make_model("Lfm2Config", settings)
-    with torch.no_grad():
-        model.model.layers[0].conv.conv.weight.normal_(0, 0.5)
-    model.to(dtype)
-    texts = [np.random.default_rng(i).integers(0, VOCAB, length).tolist() for i, length in enumerate((3, 6, 2, 9, 2))]
-    engine = LikelihoodEngine(model)
-    np.testing.assert_allclose(engine.nll(texts, all_but_first(texts)), plain_nll(model, texts), rtol=0.02)
-    assert engine.packs is False
-
-
-class ShiftingLlama(transformers.LlamaForCausalLM):
-    """Each token also sees a little of the one before it, in whatever row they are."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.model.embed_tokens.register_forward_hook(
-            lambda *args: args[2] + 0.01 * nn.functional.pad(args[2], (0, 0, 1, -1))
-        )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_least_look_at_a_neighbour_in_a_row_is_seen(dtype, packing):
-    torch.manual_seed(0)
-    settings = transformers.LlamaConfig(**SMALL, initializer_range=0.3)
-    for model_class, packs in ((transformers.LlamaForCausalLM, True), (ShiftingLlama, False)):
-        engine = LikelihoodEngine(model_class(settings).eval().to(dtype))
-        engine.nll([[1, 2]], [[1]])
-        assert engine.packs is packs
-
-
-@pytest.mark.parametrize("key_heads", [1, 2, 4])
-def test_texts_of_one_length_attend_on_a_gpu_as_in_tiles(key_heads):
-    """The kernels differ, but what they are given can be checked here; tests/bench/bench_gpu.py does the rest."""
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(1, 150, heads, 16).transpose(1, 2) for heads in (4, key_heads, key_heads))
-    layout = PackedLayout([30] * 5)
-    token = packed_attention._layout.set(layout)
-    try:
-        expected = packed_attention._packed_attention(query, key, value, 0.3)
-    finally:
-        packed_attention._layout.reset(token)
-    torch.testing.assert_close(packed_attention._on_gpu(query, key, value, 0.3, layout), expected)
-
-
-def test_layers_that_do_not_compile_right_are_left_as_they_are(sequences, monkeypatch, caplog):
-    model = make_model("LlamaConfig", SMALL)
-    expected = plain_nll(model, sequences)
-
-    def wrong(block, **options):
-        block._compiled_call_impl = lambda hidden, *args, **kwargs: 0.5 * hidden
-
-    def failing(block, **options):
-        def fail(*args, **kwargs):
-            raise torch._dynamo.exc.TorchDynamoException("no compiler here")  # which all of torch's are
-
-        block._compiled_call_impl = fail
-
-    for compile, why in ((wrong, "other numbers"), (failing, "no compiler here")):
-        monkeypatch.setattr(nn.Module, "compile", compile)
-        engine = LikelihoodEngine(model)
-        with caplog.at_level(logging.WARNING):
-            engine.compile()
-        assert not engine.compiled and why in caplog.text
-        np.testing.assert_allclose(engine.nll(sequences, all_but_first(sequences)), expected, rtol=1e-5)
-
-
-def test_texts_beyond_a_sliding_window_are_not_packed(sequences, packing, monkeypatch):
-    layouts = []
-    monkeypatch.setattr(likelihood, "PackedLayout", lambda *args: layouts.append(args[0]) or PackedLayout(*args))
-    model = make_model("MistralConfig", SMALL | {"num_key_value_heads": 2, "sliding_window": 20})
-    engine = LikelihoodEngine(model, max_batch_tokens=64)
-    np.testing.assert_allclose(engine.nll(sequences, all_but_first(sequences)), plain_nll(model, sequences), rtol=1e-5)
-    assert layouts and max(map(max, layouts)) <= 20
-
-
-def test_out_of_memory_halves_the_batch_and_goes_on(sequences, monkeypatch, caplog):
-    model = make_model("LlamaConfig", SMALL)
-    expected = plain_nll(model, sequences)
-    engine = LikelihoodEngine(model, max_batch_tokens=200)
-    sequences, expected = sequences * 3, np.tile(expected, 3)  # batches of equals: padding does not end them
-    run, failed = LikelihoodEngine.outputs, []
-
-    def small_memory(self, input_ids, **inputs):
-        if input_ids.numel() > 70:
-            failed.append(input_ids.numel())
-            raise torch.OutOfMemoryError("out of memory")
-        return run(self, input_ids, **inputs)
-
-    monkeypatch.setattr(LikelihoodEngine, "outputs", small_memory)
-    with caplog.at_level(logging.WARNING):
-        nll = engine.nll(sequences, all_but_first(sequences))
-    np.testing.assert_allclose(nll, expected, rtol=1e-5)
-    assert failed and engine.max_batch_tokens <= 100 and "Out of memory: going on with batches of" in caplog.text
-    assert len(failed) == caplog.text.count("Out of memory") <= 3  # what was too much is not tried again
-    with pytest.raises(torch.OutOfMemoryError):  # one sequence cannot be halved
-        engine.nll([list(range(100))], [range(1, 100)])
-
-
-MEMORY_OF_LONG_TEXTS = """
-import resource, torch, transformers
-from hf_ppl_select.likelihood.engine import LikelihoodEngine
-
-torch.set_num_threads(4)  # texts are scored side by side
-config = transformers.LlamaConfig(
-    vocab_size=131_072, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-    max_position_embeddings=8192,
-)
-model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.{dtype}).eval()
-engine = LikelihoodEngine(model)
-engine.nll([[5, 6]], [[1]])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for length in (4096, 700):
-    engine.nll([[i % 1000 for i in range(length)]] * 4, [range(1, length)] * 4)
-assert engine.num_workers == 4
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
-"""
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_large_vocabulary_and_long_texts_take_little_memory(dtype):
-    script = MEMORY_OF_LONG_TEXTS.replace("{dtype}", dtype)
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(found.stdout) < 1.0  # GiB; the full logits of the longer text would take 2, of all four 8
-
-
-def test_batches_on_a_gpu_fit_into_its_free_memory(monkeypatch):
-    model = make_model("LlamaConfig", SMALL)
-    assert default_batch_tokens(model, torch.device("cpu")) == 1024
-    for free, tokens in ((2**20, 1024), (2**26, 2**25 // 4 // (16 * 32 + 4 * 48)), (2**40, 32768)):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
-        assert default_batch_tokens(model, torch.device("cuda")) == tokens
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 64, 150, 10_000])

@@ -13,7 +13,15 @@ from hf_ppl_select.likelihood import engine as likelihood
 from hf_ppl_select.likelihood import packed_attention
 from hf_ppl_select.likelihood.engine import LikelihoodEngine
 from hf_ppl_select.likelihood.parallel_batches import num_workers, side_by_side
-from tests.likelihood.test_engine import ARCHITECTURES, GROUPED, SMALL, VOCAB, all_but_first, make_model, plain_nll
+from tests.likelihood.tiny_architectures import (
+    ARCHITECTURES,
+    GROUPED,
+    SMALL,
+    VOCAB,
+    all_but_first,
+    make_model,
+    plain_nll,
+)
 
 
 @pytest.fixture
