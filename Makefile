@@ -6,7 +6,7 @@ PARALLEL := -n logical --maxprocesses 4 --dist loadfile # a process per core, ea
 PIP := pip --disable-pip-version-check
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart study-small test test-long test-oldest lint bench-gpu check-release wheels clean
+.PHONY: quickstart study-small test test-slow test-long test-oldest lint bench-gpu check-release wheels clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python recipes/quickstart.py $(ARGS)
@@ -16,9 +16,13 @@ study-small: $(VENV)/installed
 	$(VENV)/bin/python recipes/study.py --config recipes/configs/study_small.yaml $(ARGS)
 
 # Tests start processes beside each other: threads that spin while they wait would starve them. Scoring likes spinning.
-test test-long test-oldest: export OMP_WAIT_POLICY ?= PASSIVE
+test test-slow test-long test-oldest: export OMP_WAIT_POLICY ?= PASSIVE
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest $(PARALLEL) $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "not (slow or long)" $(ARGS)
+
+# The others, of half a minute and more: real language models, Ray clusters, recipes from end to end, simulations.
+test-slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m slow $(ARGS)
 
 # Many random trials: kills, full disks, damaged files, a Hub that fails at every request, load.
 test-long: $(VENV)/installed

@@ -33,6 +33,7 @@ def damage(path, how):
     path.write_bytes({"cut": content[:half], "emptied": b"", "flipped": flipped}[how])
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_passed_over_and_the_end_is_the_same(config, tmp_path):
     undisturbed = train_here("cpt", config)
     weights = load_file(tmp_path / "run" / "model.safetensors")

@@ -81,6 +81,7 @@ def options(tiny_model_dir, tmp_path):
     return ["--use_cpu", *(part for name, value in given.items() for part in (f"--{name}", value))]
 
 
+@pytest.mark.slow
 def test_a_probe_that_diverges_is_named_and_the_others_make_a_law(options, tmp_path, run_recipe, monkeypatch):
     from training.cpu_trainer import StoppingSFTTrainer
 
@@ -108,6 +109,7 @@ def test_a_probe_that_diverges_is_named_and_the_others_make_a_law(options, tmp_p
     assert len(read_law_points(tmp_path / "law" / "points.jsonl")) == 15
 
 
+@pytest.mark.slow
 def test_where_all_probes_diverge_there_is_no_law(options, tmp_path, run_recipe, monkeypatch):
     from training.cpu_trainer import StoppingSFTTrainer
 

@@ -191,6 +191,7 @@ def test_run_coordinates_diagonalise_the_noise_of_runs():
 # Coverage: the full simulation is `python tests/interval_coverage.py`
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "space", "run_share"),
     [("paper", "linear", 0.5), ("no_interaction", "log", 1.0), ("log_parabola", "log", 0)],

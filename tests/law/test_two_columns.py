@@ -150,6 +150,7 @@ def test_an_optimum_inside_is_where_the_loss_is_least(law, landscape):
         assert part in str(optimum)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["no_interaction", "paper", "log_parabola"])
 @pytest.mark.parametrize("loss", [valley, slope])
 def test_no_tilt_of_many_does_better(form, loss, landscape):

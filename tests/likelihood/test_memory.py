@@ -61,6 +61,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_large_vocabulary_and_long_texts_take_little_memory(dtype):
     script = MEMORY_OF_LONG_TEXTS.replace("{dtype}", dtype)

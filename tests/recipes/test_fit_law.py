@@ -56,6 +56,7 @@ def options(scored, model, **changed):
     return [part for name, value in named.items() for part in (f"--{name}", value)]
 
 
+@pytest.mark.slow
 def test_probes_to_law_and_on_after_a_kill(scored, tiny_model_dir):
     from hf_ppl_select import ScalingLaw
     from hf_ppl_select.likelihood.model_identity import resolve_revision
@@ -177,6 +178,7 @@ def test_a_dataset_that_was_never_scored_says_how(tmp_path, tiny_model_dir):
     assert done.returncode == 2 and "dataset.map(score_ppl, batched=True)" in done.stderr
 
 
+@pytest.mark.slow
 def test_one_probe_by_its_index_then_the_rest_then_only_the_fit(scored, tiny_model_dir):
     """A job array's way: a process trains its own probe into a file of its own; the fit lists what is missing."""
     folder = scored.parent / "law"
@@ -342,6 +344,7 @@ def test_probes_take_turns_in_their_columns(tmp_path):
                 assert abs(m - probe.mu) < 0.02 * sigma and abs(s / probe.sigma - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_probes_side_by_side_are_those_one_by_one(scored, tiny_model_dir):
     few = {"num_probes": 4, "form": "no_interaction", "space": "linear"}
     points = {}

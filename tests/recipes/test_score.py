@@ -127,6 +127,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_bytes(options, tmp_path, monkeypatch):
     run(tmp_path / "undisturbed", **options)
     expected = files(tmp_path / "undisturbed")
@@ -146,6 +147,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(options, tmp_path,
     assert files(killed) == expected
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_shards_and_a_lost_one_is_made_up_for(options, tmp_path):
     run(tmp_path / "alone", **options)
     expected = files(tmp_path / "alone")
@@ -326,6 +328,7 @@ def test_wrong_numbers_exit_with_one_line(tmp_path, run_recipe, config, message)
     assert code == 2 and message in stderr and "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_from_the_command_line(options, tmp_path):
     """A YAML file as documented, options that win over it, one line and an exit code when something is wrong."""
     config = tmp_path / "config.yaml"

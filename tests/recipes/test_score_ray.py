@@ -18,6 +18,7 @@ from hf_ppl_select.data.load import load_rows
 from tests.scoring.test_scorer_model import other_weights
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
 TEXTS = [f"a sentence about number {i} " * (1 + i % 7) for i in range(239)] + [""]
 
 

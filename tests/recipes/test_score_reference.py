@@ -195,6 +195,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_killed_it_trains_a_half_trained_reference_anew_and_a_finished_one_never(
     options, trusted, tmp_path, trainings
 ):
@@ -230,6 +231,7 @@ def test_a_reference_that_was_damaged_scores_nothing(options, trusted, tmp_path,
     assert len(trainings) == 3 and load_rows(str(folder))[:] == expected
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_trains_and_both_score(options, trusted, tmp_path):
     run(tmp_path / "alone", **options, trusted=trusted)
     second = launched(tmp_path / "shared", 1, 2, **options, trusted=trusted)

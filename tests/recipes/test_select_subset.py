@@ -261,6 +261,7 @@ def test_the_hub_is_asked_before_any_work(work):
         assert not hub.repos and not (work / "never").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_push_keeps_the_saved_subset(work):
     with LoopbackHub(token=TOKEN, fail={"POST .*/commit/": 500}) as hub:
         push = (*DATA, *LAW, "--license", "mit", "--push_to_hub", "me/sub", "--output_dir", "kept")

@@ -281,6 +281,7 @@ def lines(folder):
     return found
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_ends_the_same(tiny_model_dir, data):
     arms = ["random raw", "random", "oracle", "law perplexity", "law", "law, replay", "ratio top quarter"]
     questions = [{"question": f"Which is {n}?", "choices": ["a", "b"], "answer": n % 2} for n in range(6)]
@@ -311,6 +312,7 @@ def test_killed_and_run_again_it_ends_the_same(tiny_model_dir, data):
     assert "Traceback" not in other.stderr
 
 
+@pytest.mark.slow
 def test_answers_are_fine_tuned_on_and_scored_by_their_completions(tiny_model_dir, data):
     rows = [json.loads(line) for line in (data / "documents.jsonl").read_text().splitlines()]
     rows = [row | {"question": f"What of {n}?"} for n, row in enumerate(rows)]

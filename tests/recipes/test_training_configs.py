@@ -74,6 +74,7 @@ def test_launch_configs_are_what_accelerate_reads(name):
             assert (ROOT / word).is_file()
 
 
+@pytest.mark.slow
 def test_the_cpu_configs_run_end_to_end(model_dir, tmp_path):
     texts = write_jsonl(tmp_path / "texts.jsonl", [{"content": text} for text in TEXTS])
     pairs = [{"Question": q, "Answer": a} for q, a in zip(QUESTIONS, ANSWERS, strict=True)]

@@ -11,6 +11,7 @@ from warm_processes import ROOT, finish
 from hf_ppl_select.data.saving import load_json
 
 pytest_plugins = ["recipe_fixtures"]
+pytestmark = pytest.mark.slow
 
 KILLED_AT_12 = """
 import os, signal

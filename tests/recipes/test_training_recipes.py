@@ -44,6 +44,7 @@ def assert_logged_loss(model, folder, texts, logged):
     assert evaluate_perplexity(model, tokenizer, texts).nll_per_token == pytest.approx(logged, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_cpt_full_and_lora(model_dir, tmp_path):
     corpus, general = tmp_path / "corpus.parquet", tmp_path / "general.txt"
     Dataset.from_dict({"body": [*TEXTS, None, "  "], "prompt": ["x"] * 26}).to_parquet(corpus)
@@ -97,6 +98,7 @@ def test_cpt_full_and_lora(model_dir, tmp_path):
     assert not (Path(lora_dir) / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_sft_full_and_lora(model_dir, tmp_path):
     pairs = [{"q": q, "a": a, "id": i} for i, (q, a) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))]
     chats = [

@@ -347,6 +347,7 @@ def test_real_model_real_answers(smollm2_dir, shared_data):
     np.testing.assert_allclose(found.nll_sum, [nll for nll, _ in plain], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_numbers(tiny_model_dir, monkeypatch):
     rows = {"text": [f"a sentence about number {i} " * (1 + i % 9) for i in range(40)]}
     plain = PerplexityScorer(tiny_model_dir)(rows)

@@ -120,6 +120,7 @@ def test_an_adapter_is_its_merged_model_and_the_base_stays_what_it_was(
     np.testing.assert_allclose(found["perplexity_ratio"], same["perplexity_ratio"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_layers_know_whether_the_adapter_is_on(tiny_model_dir, tmp_path):
     adapter = make_adapter(tiny_model_dir, tmp_path / "lora")
     rows = {"text": [f"a sentence about number {i} " * (1 + i % 9) for i in range(20)]}

@@ -73,6 +73,7 @@ def test_moments_are_met_on_corpora_with_junk(num_chunks, num_rows, group_by):
             assert plan.groups[1]["mu"] == pytest.approx([columns[name][of].mean() for name in BOTH])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [valley, slope])
 def test_a_law_s_optimum_is_met_without_junk(loss, laws, columns):
     law = laws[loss]

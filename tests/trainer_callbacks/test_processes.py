@@ -14,6 +14,8 @@ from warm_processes import finish, start
 import trainer_callbacks.processes
 from trainer_callbacks.processes import SharedEngine
 
+pytestmark = pytest.mark.slow
+
 
 def start_all(model_dir, folder, runs, num_processes=1):
     """One process, or several that know of each other as torchrun tells them."""
