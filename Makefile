@@ -24,7 +24,7 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(PARALLEL) -m slow $(ARGS)
 
-# Many random trials: kills, full disks, damaged files, a Hub that fails at every request, load.
+# Many random trials: kills, full disks, damaged files, a Hub that fails at every request, load. CI runs them, too.
 test-long: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(PARALLEL) -m long $(ARGS)
 
