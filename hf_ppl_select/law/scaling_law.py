@@ -284,6 +284,8 @@ class ScalingLaw:
             f"  fitted to {r.num_points} points of {r.num_runs} runs, D from {low:,.0f} to {high:,.0f}: "
             f"R2 {r.r2:.3f}, residuals {r.residual_std:.4f} nats per token",
         ]
+        if not self.terms:
+            lines.append("  it reads nothing of the landscape: to it the best subset is a random one, with no gain")
         if r.floor_at_bound:
             lines.append(
                 "  the floor E is at its bound 0: the points show none, so the law is optimistic far beyond their D"

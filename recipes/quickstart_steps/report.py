@@ -23,6 +23,10 @@ from quickstart_steps.runs import ARMS, DRAWN, load_costs
 from training.checkpoints import load_metrics
 
 BASELINES = ("random raw", "random deduplicated")
+_CHANCE = (
+    " The law reads nothing of the landscape, so what it selected are random chunks of the deduplicated corpus, too: "
+    "what sets the two apart is chance."
+)
 LAW_PICTURES = ("law_surface", "predicted_against_measured", "loss_against_tokens")
 
 
@@ -43,7 +47,7 @@ def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int], 
         pictures += [f"![{name.replace('_', ' ')}](law/{name}.png)" for name in LAW_PICTURES]
     sections = [
         "# Quickstart: did selecting pay?",
-        _headline(groups),
+        _headline(groups, law),
         _setting(args, landscape),
         "## What it bought",
         *_results(groups),
@@ -61,7 +65,7 @@ def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int], 
     return path
 
 
-def _headline(groups: dict[str, list[Run]]) -> str:
+def _headline(groups: dict[str, list[Run]], law: ScalingLaw) -> str:
     """One sentence: what selecting bought on the domain, against both random subsets, and what it did to the rest."""
     losses = {measure.names[0]: measure for measure in measures_of(groups) if measure.kind == "loss"}
     parts = []
@@ -77,9 +81,10 @@ def _headline(groups: dict[str, list[Run]]) -> str:
             "against random raw."
         )
     general = difference(losses["general"], groups["selected"], groups["random raw"])
+    chance = "" if law.terms else _CHANCE
     return (
         f"**Domain loss of the selected subset: {'; '.join(parts)}. General loss: {general.value:+.3f} "
-        f"[{general.low:+.3f}, {general.high:+.3f}] against random raw.{oracle}**"
+        f"[{general.low:+.3f}, {general.high:+.3f}] against random raw.{oracle}{chance}**"
     )
 
 

@@ -192,3 +192,32 @@ def test_the_laws_predictions_say_when_they_have_no_interval(num_runs, tmp_path)
     assert text.count("| 2.500 |") == 2 and text.count(f"| {law.predict(13.0, 3.0, 2000):.3f} |") == 2
     assert (text.count("| not known |") == 2) == ("Without intervals: " in text) == (num_runs == 3)
     assert ("need 4 or more runs" in text) == (num_runs == 3) and (text.count(" to ") == 2) == (num_runs == 8)
+
+
+@pytest.mark.parametrize("form", ["data_only", "no_interaction"])
+def test_a_law_that_reads_nothing_is_no_reason_for_a_difference(form):
+    from comparing.run_records import Run
+    from quickstart_steps.report import _headline
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "run": f"r{i}",
+            "mu": 10.0 + i,
+            "sigma": 3 + 4 * rng.random(),
+            "num_tokens": d,
+            "loss": 2 + d**-0.2 + 0.01 * i,
+        }
+        for i in range(8)
+        for d in (1000, 2000, 4000)
+    ]
+    law = fit_scaling_law(rows, form=form, space="linear")
+
+    def runs(loss):
+        texts = {name: np.array([[50.0, 30 * loss], [20.0, 10.0]]) for name in ("domain", "general")}
+        return [Run("folder", metrics={"seed": seed}, texts=texts) for seed in range(3)]
+
+    text = _headline({"selected": runs(2.0), "random deduplicated": runs(2.5), "random raw": runs(2.6)}, law)
+    assert "Domain loss of the selected subset: -0.600 nats" in text
+    assert ("what sets the two apart is chance" in text) == (form == "data_only")
+    assert ("it reads nothing of the landscape" in str(law)) == (form == "data_only")
