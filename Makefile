@@ -22,7 +22,7 @@ test: $(VENV)/installed
 
 # The others, of half a minute and more: real language models, Ray clusters, recipes from end to end, simulations.
 test-slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest $(PARALLEL) -m slow $(ARGS)
+	$(VENV)/bin/python -m pytest $(PARALLEL) -m "slow and not long" $(ARGS)
 
 # Many random trials: kills, full disks, damaged files, a Hub that fails at every request, load. CI runs them, too.
 test-long: $(VENV)/installed

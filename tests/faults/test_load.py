@@ -49,6 +49,7 @@ def corpus(tmp_path):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, pytest.param(8, marks=pytest.mark.long)])
 def test_processes_that_score_into_one_cache_agree(size, corpus, tiny_model_dir, tmp_path):
     results = [tmp_path / f"{number}.json" for number in range(size)]
@@ -64,6 +65,7 @@ def test_processes_that_score_into_one_cache_agree(size, corpus, tiny_model_dir,
     np.testing.assert_allclose(found[0]["perplexity"], expected["perplexity"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, pytest.param(8, marks=pytest.mark.long)])
 def test_copies_of_one_command_on_one_folder_end_as_one(size, corpus, tiny_model_dir, tmp_path, run_recipe):
     """Each writes what is missing, and whoever has the last shard publishes; all exit 0."""

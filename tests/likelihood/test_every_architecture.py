@@ -15,6 +15,7 @@ from hf_ppl_select.likelihood.engine import LikelihoodEngine
 from hf_ppl_select.likelihood.models import has_experts, linear_weights_in
 from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer
 
+pytestmark = pytest.mark.slow
 VOCABULARY = 103
 SIZES = {
     64: "hidden_size d_model n_embd dim embed_dim embedding_size word_embed_proj_dim attention_hidden_size lru_width",

@@ -53,6 +53,7 @@ def selector(laws, landscape):
 # Rows in memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group_by", [None, "source"])
 @pytest.mark.parametrize(("num_chunks", "num_rows"), [(250, 3000), (3000, 30_000), (20_000, 120_000)])
 def test_moments_are_met_on_corpora_with_junk(num_chunks, num_rows, group_by):

@@ -140,6 +140,7 @@ class KillAt(TrainerCallback):
             raise Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "sft"])
 def test_after_a_kill_the_log_history_is_that_of_an_unbroken_run(kind, tiny_model, tiny_tokenizer, tmp_path):
     start = teach(tiny_model, tiny_tokenizer, GENERAL)
