@@ -276,7 +276,8 @@ def lines(folder):
     for path in sorted((folder / "records").iterdir()):
         for line in path.read_text().splitlines():
             record = json.loads(line)
-            record.pop("seconds", None)
+            for name in ("seconds", "checksum"):  # which is of the seconds, too
+                record.pop(name, None)
             found[path.stem, record["what"]] = record
     return found
 
