@@ -95,11 +95,25 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, revision: str | N
     """
     _check_peft(name_or_path)
     before = set(map(id, model.parameters()))
-    info = model.load_adapter(name_or_path, adapter_kwargs={"revision": revision})
-    _check_weights(name_or_path, model, info.to_dict())
+    try:
+        info = model.load_adapter(name_or_path, adapter_kwargs={"revision": revision})
+    except RuntimeError as error:  # transformers 4, of shapes
+        raise ValueError(f"The adapter {name_or_path!r} is not one of this model: {error}") from error
+    found = _adapter_weights(model, name_or_path, revision) if info is None else info.to_dict()
+    _check_weights(name_or_path, model, found)
     model.to(model.device).eval()
     if model.device.type == "cpu":
         _leave_the_file(weight for weight in model.parameters() if id(weight) not in before)
+
+
+def _adapter_weights(model: PreTrainedModel, name_or_path: str, revision: str | None) -> dict[str, Any]:
+    """What an adapter's file lacks, which transformers 4 does not say."""
+    from peft import get_peft_model_state_dict, load_peft_weights
+
+    needed = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    saved = load_peft_weights(name_or_path, device="cpu", revision=revision)
+    missing = set(needed) - {name.removeprefix("base_model.model.") for name in saved}
+    return {"missing_keys": missing, "mismatched_keys": [], "error_msgs": []}
 
 
 def switch_adapters(model: PreTrainedModel, *, on: bool) -> None:
@@ -169,10 +183,7 @@ def _check_weights(name: str, model: PreTrainedModel, found: Mapping[str, Any]) 
     """ValueError that names the weights that were left at random, which transformers only logs."""
     wrong = [
         *(f"{key} is missing" for key in sorted(found["missing_keys"])),
-        *(
-            f"{key} has the shape {tuple(saved)}, not {tuple(needed)}"
-            for key, saved, needed in sorted(found["mismatched_keys"])
-        ),
+        *map(_of_shape, sorted(found["mismatched_keys"])),
         *map(str, found["error_msgs"]),
     ]
     if wrong:
@@ -182,6 +193,13 @@ def _check_weights(name: str, model: PreTrainedModel, found: Mapping[str, Any]) 
             f"{'; '.join(wrong[:5])}{more}. Save the whole model, with its LM head, from the class that it was "
             "trained in, and with the configuration that it was trained with."
         )
+
+
+def _of_shape(mismatch: tuple | str) -> str:
+    if isinstance(mismatch, str):  # as transformers 4 has it
+        return f"{mismatch} has another shape"
+    key, saved, needed = mismatch
+    return f"{key} has the shape {tuple(saved)}, not {tuple(needed)}"
 
 
 def _leave_the_file(tensors: Iterable[torch.Tensor]) -> None:

@@ -14,6 +14,8 @@ from hf_ppl_select.likelihood.engine import load_model
 TINY = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 TINY_SEQ2SEQ = {"vocab_size": 100, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
 IDS = torch.arange(3, 13)[None]
+IS_OLD = transformers.__version__.startswith("4.")  # which does not tell the shapes
+SHAPE = "another shape" if IS_OLD else r"the shape \(32, 64\), not \(32, 48\)"
 
 
 def save(folder, model, tokenizer):
@@ -52,7 +54,7 @@ def test_a_tied_head_need_not_be_saved(tiny_tokenizer, tmp_path):
 
 def test_missing_and_mismatched_weights_are_an_error_that_names_them(tiny_model_dir, tmp_path):
     for name, edit, message in (
-        ("wider", {"intermediate_size": 48}, r"down_proj.weight has the shape \(32, 64\), not \(32, 48\)"),
+        ("wider", {"intermediate_size": 48}, rf"down_proj.weight has {SHAPE}"),
         ("deeper", {"num_hidden_layers": 3}, r"model.layers.2.input_layernorm.weight is missing.*and 4 more"),
     ):
         shutil.copytree(tiny_model_dir, tmp_path / name)
