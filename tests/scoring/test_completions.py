@@ -2,9 +2,11 @@
 
 import json
 import random
+from importlib.metadata import version
 
 import pytest
 from datasets import Dataset
+from packaging.version import Version
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -12,6 +14,7 @@ from hf_ppl_select.scoring.rows import tokenize_rows, windows
 from tests.scoring.families import SENTENCES
 from tests.scoring.test_messages import ALL_FAMILIES, TOOL, tokenizer_and_twin
 
+FIRST_BY_THIS_RULE = Version("1.15")  # of TRL; before it, what a token that crosses the border counts is otherwise
 TEXT = "\n".join(SENTENCES[:4]) + "\n\n  The end. " + " ".join(SENTENCES[:4])
 # Renders the prompt alone otherwise than before a completion (as Gemma's does), and what tools and variables there are
 TEMPLATE = (
@@ -72,6 +75,7 @@ def pairs(num_pairs):
     return found
 
 
+@pytest.mark.skipif(Version(version("trl")) < FIRST_BY_THIS_RULE, reason="TRL before 1.15 draws borders otherwise")
 @pytest.mark.filterwarnings("ignore:A token crosses from a prompt")
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_completions_are_those_that_trl_trains_on(family, request, tmp_path):
@@ -113,6 +117,10 @@ def test_conversational_completions_with_tools_and_variables_are_those_that_trl_
         "json": {"tools": json.dumps([TOOL])},
         "variables": {"chat_template_kwargs": {"language": "日本語", "think": True}},
     }.items():
+        if name == "tools" and Version(version("datasets")) < Version("5"):
+            continue  # it gives a tool the fields of all others, which the template then shows the trainer
+        if name == "variables" and Version(version("trl")) < FIRST_BY_THIS_RULE:
+            continue
         rows = [
             {"prompt": [user], "completion": [answer]} | more,
             {"prompt": [system, user], "completion": [answer, user, answer]} | more,

@@ -113,6 +113,7 @@ def test_a_hub_revision_that_moves_is_taken_from_one_map_to_the_next(
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path), raising=False)  # transformers 4
     repository = tmp_path / "models--me--model"
     (repository / "refs").mkdir(parents=True)
     expected = {}
