@@ -99,21 +99,26 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, revision: str | N
         info = model.load_adapter(name_or_path, adapter_kwargs={"revision": revision})
     except RuntimeError as error:  # transformers 4, of shapes
         raise ValueError(f"The adapter {name_or_path!r} is not one of this model: {error}") from error
-    found = _adapter_weights(model, name_or_path, revision) if info is None else info.to_dict()
+    added = [name for name, weight in model.named_parameters() if id(weight) not in before]
+    found = _lacking(name_or_path, revision, added) if info is None else info.to_dict()
     _check_weights(name_or_path, model, found)
     model.to(model.device).eval()
     if model.device.type == "cpu":
         _leave_the_file(weight for weight in model.parameters() if id(weight) not in before)
 
 
-def _adapter_weights(model: PreTrainedModel, name_or_path: str, revision: str | None) -> dict[str, Any]:
-    """What an adapter's file lacks, which transformers 4 does not say."""
-    from peft import get_peft_model_state_dict, load_peft_weights
+def _lacking(name_or_path: str, revision: str | None, needed: Iterable[str]) -> dict[str, Any]:
+    """What an adapter's file lacks of the parameters that it added to a model, which transformers 4 does not say."""
+    from safetensors import safe_open
+    from transformers.utils.hub import cached_file
 
-    needed = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
-    saved = load_peft_weights(name_or_path, device="cpu", revision=revision)
-    missing = set(needed) - {name.removeprefix("base_model.model.") for name in saved}
-    return {"missing_keys": missing, "mismatched_keys": [], "error_msgs": []}
+    path = cached_file(name_or_path, "adapter_model.safetensors", revision=revision, **_OR_NONE)
+    if path is None:
+        return {"missing_keys": [], "mismatched_keys": [], "error_msgs": []}
+    with safe_open(path, framework="pt") as file:
+        saved = {name.removeprefix("base_model.model.") for name in list(file.keys())}
+    in_file = {name.replace(".modules_to_save", "").replace(".default", "") for name in needed}
+    return {"missing_keys": in_file - saved, "mismatched_keys": [], "error_msgs": []}
 
 
 def switch_adapters(model: PreTrainedModel, *, on: bool) -> None:

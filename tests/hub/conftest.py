@@ -1,5 +1,6 @@
 """A law, and the client pointed at a Hub on the loopback address."""
 
+import huggingface_hub
 import numpy as np
 import pytest
 from datasets import config
@@ -48,6 +49,8 @@ def use_hub(monkeypatch, tmp_path):
         before_1_0 = "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE"
         monkeypatch.setattr(before_1_0, url, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        if hasattr(huggingface_hub.utils, "reset_sessions"):  # before 1.0 an open session stays offline
+            huggingface_hub.utils.reset_sessions()
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
