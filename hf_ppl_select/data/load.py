@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .shards import check_folder_of_shards
 from .strict import check_json_rows
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 FILE_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
@@ -148,7 +150,7 @@ def load_answers(
 
     Raises:
         ValueError: as [`load_rows`]; or the columns are of neither kind, the template has no `{prompt}` or is for
-            messages, or no row has an answer.
+            messages, a message holds a number that is not finite, or no row has an answer.
     """
     if prompt_template is not None and "{prompt}" not in prompt_template:
         raise ValueError(f"prompt_template has no {{prompt}} in it: {prompt_template!r}.")
@@ -178,7 +180,29 @@ def load_answers(
         )
     if not len(answered):
         raise ValueError(f"{name} has no answer to train on in any of its {len(rows)} rows.")
+    _check_finite(answered, name)
     return answered, len(rows) - len(answered)
+
+
+def _check_finite(rows: Dataset, name: str) -> None:
+    """ValueError where a message or a tool holds a number that JSON has no word for: no template should show it."""
+    for field in rows.features.arrow_schema:
+        if _holds_floats(field.type) and not all(map(_is_finite, rows[field.name])):
+            raise ValueError(f"column {field.name!r} of {name} holds a number that is not finite; take it out.")
+
+
+def _holds_floats(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    nested = (kind.field(i).type for i in range(kind.num_fields))
+    may = pa.types.is_floating(kind) or isinstance(kind, pa.BaseExtensionType)  # that of JSON, in datasets 5
+    return may or any(map(_holds_floats, nested))
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    return all(map(_is_finite, value)) if isinstance(value, list) else not isinstance(value, float) or isfinite(value)
 
 
 def _has_text(texts: list[str | None]) -> list[bool]:

@@ -57,6 +57,24 @@ def test_pairs_of_messages_keep_their_tools_and_take_no_template(tmp_path):
         load_answers(str(tmp_path / "pairs.parquet"), prompt_template="Q: {prompt}", **columns)
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 0.5])
+@pytest.mark.parametrize("where", ["messages", "prompt", "tools"])
+def test_numbers_of_messages_and_tools_are_finite(number, where, tmp_path):
+    def row(weight):
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1.5}]
+        other = [turns[0], turns[1] | {"weight": weight}]
+        found = {"prompt": turns, "completion": turns} if where == "prompt" else {"messages": turns}
+        return found | {where: [{"name": "f", "least": weight}] if where == "tools" else other}
+
+    file = tmp_path / "answers.parquet"
+    Dataset.from_list([row(1.5), row(number)]).to_parquet(file)
+    if number == 0.5:
+        assert load_answers(str(file))[1] == 0
+        return
+    with pytest.raises(ValueError, match=rf"column '{where}' of .*answers.parquet holds a number that is not finite"):
+        load_answers(str(file))
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 @pytest.mark.parametrize(
     "text",
