@@ -55,6 +55,7 @@ def use_hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # of another endpoint
+        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", endpoint)  # by which transformers 4 pushes
         monkeypatch.setattr(config, "HF_ENDPOINT", endpoint)
         monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
