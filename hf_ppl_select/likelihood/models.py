@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -283,16 +283,25 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def linear_weights_in(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Give the model's linear layers copies of their weights in `dtype`, as autocast makes for every batch anew.
+    """Have the model's linear layers compute with copies of their weights in `dtype`, as autocast makes for every
+    batch anew; where there is no autocast, as in what some models compute in float32 all the same, with the weights.
 
-    The parameters themselves, their gradients and hooks are untouched, and back in place at the end.
+    Parameters, their gradients and hooks are untouched, and so is a layer whose `forward` is somebody's already.
     """
     layers = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.dtype == torch.float32]
-    weights = [layer.weight for layer in layers]
+    layers = [layer for layer in layers if dtype is not None and "forward" not in vars(layer)]
     try:
-        for layer in layers if dtype is not None else ():
-            layer._parameters["weight"] = torch.nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+        for layer in layers:
+            layer.forward = _forward_with(layer, layer.weight.detach().to(dtype))
         yield
     finally:
-        for layer, weight in zip(layers, weights):
-            layer._parameters["weight"] = weight
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _forward_with(layer: torch.nn.Linear, cast: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(input: torch.Tensor) -> torch.Tensor:
+        weight = cast if torch.is_autocast_enabled(input.device.type) else layer.weight
+        return torch.nn.functional.linear(input, weight, layer.bias)
+
+    return forward

@@ -180,6 +180,30 @@ def same_with_cast_weights(model):
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
 
 
+def test_what_a_model_computes_in_float32_stays_there():
+    """Gates of experts, say: neither an error, nor weights that were rounded."""
+    torch.manual_seed(0)
+
+    class Gated(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.gate, self.read = (torch.nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x):
+            x = self.inner(x)
+            with torch.autocast("cpu", enabled=False):
+                return self.gate(x.float()) + torch.nn.functional.linear(x.float(), self.read.weight)
+
+    model, x = Gated(), torch.randn(3, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        with linear_weights_in(model, torch.bfloat16):
+            found = model(x)
+            assert model.inner(x).dtype == torch.bfloat16 and model.inner.weight.dtype == torch.float32
+    assert torch.equal(found, expected) and found.dtype == torch.float32
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
 def close(found, alone, truth, model):
     """In float32 to 1e-5; in bfloat16 as near to the truth as the text alone is, in the mean square over texts.
 
