@@ -54,7 +54,7 @@ class BenchmarkOptions:
     )
     seed: int = field(default=0, metadata={"help": "Seed of the draws and of the bootstrap."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Of the weights; auto keeps the checkpoint's own."}
+        default="auto", metadata={"help": "Of the weights; auto: its own, or float32 on a CPU slow in that."}
     )
     max_batch_tokens: int | None = field(default=None, metadata={"help": "Tokens in one forward pass."})
     output: str = field(

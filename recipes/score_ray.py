@@ -31,7 +31,9 @@ class RayScoreArguments:
         default=None, metadata={"help": "Causal LM; default: HF_PPL_SELECT_MODEL, else HuggingFaceTB/SmolLM2-135M."}
     )
     model_revision: str | None = field(default=None, metadata={"help": "Hub branch, tag or commit of the model."})
-    dtype: str = field(default="auto", metadata={"help": "Of the weights; auto keeps the checkpoint's own."})
+    dtype: str = field(
+        default="auto", metadata={"help": "Of the weights; auto: its own, or float32 on a CPU slow in that."}
+    )
     bos: str = field(
         default="auto",
         metadata={"help": "Before a text: auto (what the model saw between documents), bos, eos or none."},

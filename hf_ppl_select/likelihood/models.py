@@ -25,6 +25,14 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def cpu_multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions for matrix products in a dtype."""
+    if dtype == torch.bfloat16:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    mkldnn = torch.backends.mkldnn.is_available()
+    return dtype != torch.float16 or (mkldnn and torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Copy from the CPU; to a GPU without waiting for what it works at, which pageable memory would."""
     gpu = torch.device(device).type == "cuda"
@@ -44,7 +52,8 @@ def load_model(
     Args:
         name_or_path: Hub id or local folder, of a model or of an adapter (PEFT), which comes with what it is based on.
         revision: Hub branch, tag or commit.
-        dtype: `"auto"` keeps the checkpoint's own; else a torch dtype or its name, e.g. `"float32"`.
+        dtype: `"auto"` keeps the checkpoint's own, but float32 on a CPU without instructions for it, where bfloat16
+            takes seven times as long; else a torch dtype or its name, e.g. `"float32"`.
         device: default: CUDA if there is one, else CPU.
         trust_remote_code: run the checkpoint's own Python; off unless you say so.
 
@@ -69,6 +78,9 @@ def load_model(
         options |= {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, found = AutoModelForCausalLM.from_pretrained(source, **options)
         _check_weights(source, model, found)
+        device = torch.device(device or default_device())
+        if dtype == "auto" and device.type == "cpu" and not cpu_multiplies(model.dtype):
+            model = model if getattr(model, "is_quantized", False) else model.float()
         if base:
             load_adapter(model, name_or_path, revision=revision)
     except OSError as error:
@@ -80,7 +92,7 @@ def load_model(
             f"Cannot load the model {name_or_path!r}: {why}. Check the name, or point HF_PPL_SELECT_MODEL or the "
             "model option to a local folder."
         ) from error
-    model = model.to(device or default_device()).eval()
+    model = model.to(device).eval()
     if model.device.type == "cpu" and not getattr(model, "is_quantized", False):
         _leave_the_file([*model.parameters(), *model.buffers()])
     return model, tokenizer

@@ -65,7 +65,7 @@ class PerplexityScorer:
             `"eos"` prepend these; `"none"` leaves the first token unscored. It is never doubled and never counted.
         max_length: longest window in tokens, BOS included; default: the positions the model has, at most 4,096.
         stride: tokens of context that a longer text's window repeats from the one before; default `max_length // 2`.
-        dtype: `"auto"` keeps the checkpoint's; else e.g. `"float32"`.
+        dtype: `"auto"` keeps the checkpoint's, but float32 on a CPU that is slow in it; else e.g. `"float32"`.
         max_batch_tokens: padded tokens in one forward pass; changes speed and memory only.
         compile: compile the model's layers, which takes up to a quarter of a minute and a C compiler, and then saves a
             third to a half of the time on a GPU and some 5 % on a CPU; "auto" does after four million tokens on a GPU

@@ -11,9 +11,9 @@ def training_precision() -> dict[str, bool]:
 def fast_bfloat16() -> bool:
     import torch
 
-    if _has_gpu():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    from hf_ppl_select.likelihood.models import cpu_multiplies
+
+    return torch.cuda.is_bf16_supported() if _has_gpu() else cpu_multiplies(torch.bfloat16)
 
 
 def _has_gpu() -> bool:

@@ -283,7 +283,7 @@ def test_load_model(tiny_model_dir, tiny_model):
 
 @pytest.mark.slow
 def test_a_real_bfloat16_model_is_packed_on_a_cpu(smollm2_dir):
-    model, tokenizer = load_model(smollm2_dir, device="cpu")
+    model, tokenizer = load_model(smollm2_dir, device="cpu", dtype="bfloat16")
     texts = [
         "Fever is a raised body temperature.",
         "Insulin lowers blood glucose; without it, glucose stays in the blood.",

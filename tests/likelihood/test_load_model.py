@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_ppl_select.likelihood.engine import load_model
+from hf_ppl_select.likelihood.models import cpu_multiplies
 
 TINY = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 TINY_SEQ2SEQ = {"vocab_size": 100, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
@@ -136,3 +137,20 @@ def test_a_loaded_model_does_not_change_with_its_file(tiny_model, tiny_model_dir
             file.seek(size // 2)
             file.write(bytes(size - size // 2))
         torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("saved_in", [torch.bfloat16, torch.float16])
+def test_a_cpu_without_the_instructions_computes_in_float32(
+    tmp_path, tiny_model, tiny_tokenizer, saved_in, monkeypatch
+):
+    """bfloat16 in float32 is seven times as fast there, and has the same weights; who names a dtype gets it."""
+    folder = save(tmp_path, tiny_model.to(saved_in), tiny_tokenizer)
+    own = dict(tiny_model.named_parameters())
+    for has, expected in ((lambda dtype: dtype == torch.float32, torch.float32), (lambda dtype: True, saved_in)):
+        monkeypatch.setattr("hf_ppl_select.likelihood.models.cpu_multiplies", has)
+        model, _ = load_model(folder, device="cpu")
+        assert {weight.dtype for weight in model.parameters()} == {expected}
+        assert all(torch.equal(weight, own[name].to(expected)) for name, weight in model.named_parameters())
+        assert list(dict(model.named_parameters())) == list(own)
+        assert load_model(folder, device="cpu", dtype=saved_in)[0].dtype == saved_in
+    assert cpu_multiplies(torch.float32) and isinstance(cpu_multiplies(saved_in), bool)

@@ -298,7 +298,7 @@ def test_two_processes(scorer):
 
 def test_a_reference_saved_in_float32_computes_as_the_model_does(tiny_model, tiny_model_dir, reference):
     tiny_model.bfloat16().save_pretrained(tiny_model_dir)
-    scorer = PerplexityScorer(tiny_model_dir, reference=reference, device="cpu")
+    scorer = PerplexityScorer(tiny_model_dir, reference=reference, device="cpu", dtype="bfloat16")
     scorer({"text": TEXTS})
     assert scorer._loaded.reference.engine.causal_lm.dtype == torch.bfloat16
 
