@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,11 +14,24 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
+from hf_ppl_select.likelihood.models import cpu_multiplies
 from trainer_callbacks.measuring import DivergedError
 
 
 class StoppingSFTTrainer(SFTTrainer):
-    """That ends at the first loss that is no number: no later step would learn from it."""
+    """That ends at the first loss that is no number: no later step would learn from it.
+
+    And that warns of bfloat16, TRL's default, on a CPU that is slow in it.
+    """
+
+    def train(self, *args, **kwargs):
+        on_cpu = torch.device(self.args.device).type == "cpu"
+        if on_cpu and self.args.bf16 and not cpu_multiplies(torch.bfloat16):
+            warnings.warn(
+                "This CPU has no instructions for bfloat16: with --bf16 false it trains several times as fast.",
+                stacklevel=2,
+            )
+        return super().train(*args, **kwargs)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)

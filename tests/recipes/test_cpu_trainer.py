@@ -1,6 +1,7 @@
 """Training on a CPU: short rows attend in plain matrix products, to the same loss; everything else as it was."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -52,6 +53,15 @@ def test_long_rows_and_other_attention_stay_as_they_are(tiny_model, tiny_tokeniz
     with eager_attention(tiny_model):
         assert tiny_model.config._attn_implementation == "eager"
     assert tiny_model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(("bf16", "has_it", "warns"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_bfloat16_on_a_cpu_without_it_warns(tiny_model, tiny_tokenizer, tmp_path, monkeypatch, bf16, has_it, warns):
+    monkeypatch.setattr("training.cpu_trainer.cpu_multiplies", lambda dtype: has_it)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(CpuSFTTrainer, tiny_model, tiny_tokenizer, tmp_path, length=16, max_steps=1, bf16=bf16)
+    assert sum("no instructions for bfloat16: with --bf16 false" in str(one.message) for one in told) == warns
 
 
 def test_a_step_that_fails_leaves_the_attention_as_it_was(tiny_model):
