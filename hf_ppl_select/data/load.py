@@ -54,7 +54,7 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         splits = rows if isinstance(rows, DatasetDict) else {"train": rows}
         if split not in splits:
             raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
-        rows = splits[split]
+        rows = splits[split].with_format(None)  # which it may have been saved with
     elif shards := sorted(path.glob("data/*.parquet")):
         # Named one by one: where a card lists them, datasets caches the rows under the last part of the path alone.
         files: dict[str, list[str]] = {}

@@ -17,18 +17,9 @@ import numpy as np
 import torch
 
 from .batching import make_batches
+from .cpu import default_device, keep_freed_memory, linear_weights_in
 from .lm_head import TiledHead, losses_of_logits
-from .models import (
-    default_batch_tokens,
-    default_device,
-    keep_freed_memory,
-    linear_weights_in,
-    load_model,
-    num_positions,
-    repeated_blocks,
-    to_device,
-    vocabulary_size,
-)
+from .models import default_batch_tokens, load_model, num_positions, repeated_blocks, to_device, vocabulary_size
 from .packed_attention import PackedLayout, attends_packed, packed, packs_on_gpu
 from .parallel_batches import LEAST_TOKENS, MOST_WORKERS, num_workers, side_by_side
 from .self_checks import TOLERANCE, check_causal, packing_agrees, tiled_head_agrees

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .cpu import cpu_multiplies, default_device
 from .model_identity import adapter_base
 
 if TYPE_CHECKING:
@@ -18,19 +18,6 @@ if TYPE_CHECKING:
 
 _OR_NONE = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
 GPU_BATCH_TOKENS = 32768  # measured: more do not make a pass faster, and take memory
-
-
-def default_device() -> torch.device:
-    """CUDA if there is one, else CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def cpu_multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has instructions for matrix products in a dtype."""
-    if dtype == torch.bfloat16:
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    mkldnn = torch.backends.mkldnn.is_available()
-    return dtype != torch.float16 or (mkldnn and torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
@@ -79,8 +66,10 @@ def load_model(
         model, found = AutoModelForCausalLM.from_pretrained(source, **options)
         _check_weights(source, model, found)
         device = torch.device(device or default_device())
-        if dtype == "auto" and device.type == "cpu" and not cpu_multiplies(model.dtype):
-            model = model if getattr(model, "is_quantized", False) else model.float()
+        slow = device.type == "cpu" and not cpu_multiplies(model.dtype)
+        if dtype == "auto" and slow and not getattr(model, "is_quantized", False):
+            del model  # cast to float32, it would keep buffers that were rounded
+            model, _ = AutoModelForCausalLM.from_pretrained(source, **options | {"dtype": torch.float32})
         if base:
             load_adapter(model, name_or_path, revision=revision)
     except OSError as error:
@@ -103,17 +92,25 @@ def load_adapter(model: PreTrainedModel, name_or_path: str, *, revision: str | N
 
     Raises:
         ImportError: without PEFT.
-        ValueError: it lacks weights, or has some of other shapes.
+        ValueError: it lacks weights, or has some of other shapes, or that transformers does not load (DoRA's, in 5).
     """
     _check_peft(name_or_path)
     before = set(map(id, model.parameters()))
     try:
         info = model.load_adapter(name_or_path, adapter_kwargs={"revision": revision})
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # transformers 4, of shapes
         raise ValueError(f"The adapter {name_or_path!r} is not one of this model: {error}") from error
     added = [name for name, weight in model.named_parameters() if id(weight) not in before]
     found = _lacking(name_or_path, revision, added) if info is None else info.to_dict()
-    _check_weights(name_or_path, model, found)
+    missing = [key for key in found["missing_keys"] if ".ranknum" not in key]  # AdaLoRA's, which is never saved
+    if any("lora_magnitude_vector" in key for key in missing):
+        raise ValueError(
+            f"This version of transformers does not load the magnitudes of the DoRA adapter {name_or_path!r}: merge "
+            "it into its model (merge_and_unload), and pass the merged one."
+        )
+    _check_weights(name_or_path, model, found | {"missing_keys": missing})
     model.to(model.device).eval()
     if model.device.type == "cpu":
         _leave_the_file(weight for weight in model.parameters() if id(weight) not in before)
@@ -130,6 +127,7 @@ def _lacking(name_or_path: str, revision: str | None, needed: Iterable[str]) -> 
     with safe_open(path, framework="pt") as file:
         saved = {name.removeprefix("base_model.model.") for name in list(file.keys())}
     in_file = {name.replace(".modules_to_save", "").replace(".default", "") for name in needed}
+    in_file = {name.replace("magnitude_vector.weight", "magnitude_vector") for name in in_file}  # DoRA's
     return {"missing_keys": in_file - saved, "mismatched_keys": [], "error_msgs": []}
 
 
@@ -281,39 +279,3 @@ def has_experts(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     return any((getattr(config, name, None) or 0) > 1 for name in names)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next tensor: up to 1.4 times the speed of a small model on a CPU.
-
-    It returns freed blocks to the system at once, whose pages then cost a fault each to get back, until it has seen a
-    block of their size freed (M_MMAP_THRESHOLD in mallopt(3)). 32 MiB is the most that it learns from; from then on it
-    keeps twice as much. No page of this block is touched, and other allocators do not mind it.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-@contextmanager
-def linear_weights_in(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Have the model's linear layers compute with copies of their weights in `dtype`, as autocast makes for every
-    batch anew; where there is no autocast, as in what some models compute in float32 all the same, with the weights.
-
-    Parameters, their gradients and hooks are untouched, and so is a layer whose `forward` is somebody's already.
-    """
-    layers = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.dtype == torch.float32]
-    layers = [layer for layer in layers if dtype is not None and "forward" not in vars(layer)]
-    try:
-        for layer in layers:
-            layer.forward = _forward_with(layer, layer.weight.detach().to(dtype))
-        yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("forward", None)
-
-
-def _forward_with(layer: torch.nn.Linear, cast: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    def forward(input: torch.Tensor) -> torch.Tensor:
-        weight = cast if torch.is_autocast_enabled(input.device.type) else layer.weight
-        return torch.nn.functional.linear(input, weight, layer.bias)
-
-    return forward

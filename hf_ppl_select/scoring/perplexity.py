@@ -171,8 +171,12 @@ class PerplexityScorer:
             OSError: one of them cannot be had.
             ValueError: the reference is an adapter of another model.
         """
+        from ..likelihood.cpu import auto_is_float32
+
         model = Wanted(self.model_name, self.revision, resolve_revision(self.model_name, self.revision))
         reference, more = None, {"ifd": True} if self.ifd else {}
+        if self.dtype == "auto" and auto_is_float32(self.device):
+            more["auto"] = "float32"
         if self.reference is not None:
             found = resolve_revision(self.reference, self.reference_revision)
             check_adapter(self.reference, found, model.model, model.named)
@@ -200,6 +204,7 @@ class PerplexityScorer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update({"reference": None, "reference_revision": None, "ifd": False} | state)
         del self.__dict__["version"]
+        self.__dict__.pop("auto", None)  # which is for the fingerprint: another machine's may be otherwise
         self.revision = own_revision(state["revision"])
         self._forget()
         reference = None

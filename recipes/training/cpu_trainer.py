@@ -14,7 +14,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from trl import SFTTrainer
 
-from hf_ppl_select.likelihood.models import cpu_multiplies
+from hf_ppl_select.likelihood.cpu import cpu_multiplies
 from trainer_callbacks.measuring import DivergedError
 
 
@@ -70,8 +70,14 @@ class CpuSFTTrainer(StoppingSFTTrainer):
 
 @contextmanager
 def eager_attention(model: torch.nn.Module) -> Iterator[None]:
-    """A model of SDPA attention computes it in plain matrix products until the block ends; others stay as they are."""
-    uses_sdpa = model.config._attn_implementation == "sdpa"
+    """A model of SDPA attention computes it in plain matrix products until the block ends; others stay as they are:
+    those that cannot switch, and those with a cap on the scores, which SDPA leaves out.
+    """
+    uses_sdpa = (
+        model.config._attn_implementation == "sdpa"
+        and model._can_set_attn_implementation()
+        and not getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    )
     try:
         if uses_sdpa:
             model.set_attn_implementation("eager")

@@ -11,7 +11,7 @@ def training_precision() -> dict[str, bool]:
 def fast_bfloat16() -> bool:
     import torch
 
-    from hf_ppl_select.likelihood.models import cpu_multiplies
+    from hf_ppl_select.likelihood.cpu import cpu_multiplies
 
     return torch.cuda.is_bf16_supported() if _has_gpu() else cpu_multiplies(torch.bfloat16)
 

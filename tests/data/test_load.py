@@ -73,6 +73,9 @@ def test_numbers_of_messages_and_tools_are_finite(number, where, tmp_path):
         return
     with pytest.raises(ValueError, match=rf"column '{where}' of .*answers.parquet holds a number that is not finite"):
         load_answers(str(file))
+    Dataset.from_parquet(str(file)).with_format("numpy").save_to_disk(str(tmp_path / "saved"))  # a format is, too
+    with pytest.raises(ValueError, match=rf"column '{where}' of .*saved holds a number that is not finite"):
+        load_answers(str(tmp_path / "saved"))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])

@@ -11,8 +11,9 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from hf_ppl_select.likelihood.cpu import linear_weights_in
 from hf_ppl_select.likelihood.engine import LikelihoodEngine
-from hf_ppl_select.likelihood.models import has_experts, linear_weights_in
+from hf_ppl_select.likelihood.models import has_experts
 from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer
 
 pytestmark = pytest.mark.slow

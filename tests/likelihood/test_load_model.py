@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from hf_ppl_select.likelihood.cpu import auto_is_float32, cpu_multiplies
 from hf_ppl_select.likelihood.engine import load_model
-from hf_ppl_select.likelihood.models import cpu_multiplies
+from hf_ppl_select.likelihood.models import load_adapter
 
 TINY = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
 TINY_SEQ2SEQ = {"vocab_size": 100, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
@@ -154,3 +156,66 @@ def test_a_cpu_without_the_instructions_computes_in_float32(
         assert list(dict(model.named_parameters())) == list(own)
         assert load_model(folder, device="cpu", dtype=saved_in)[0].dtype == saved_in
     assert cpu_multiplies(torch.float32) and isinstance(cpu_multiplies(saved_in), bool)
+
+
+def test_what_a_model_rounded_when_it_was_made_is_not_kept(tmp_path, tiny_tokenizer, monkeypatch):
+    """Gemma scales its embeddings by a number in the model's dtype: in float32 that of float32, as for a reference."""
+    sizes = {"vocab_size": 400, "hidden_size": 48, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    config = transformers.Gemma3TextConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    folder = save(tmp_path, AutoModelForCausalLM.from_config(config).bfloat16(), tiny_tokenizer)
+    monkeypatch.setattr("hf_ppl_select.likelihood.models.cpu_multiplies", lambda dtype: dtype == torch.float32)
+    with torch.no_grad():
+        found, expected = (load_model(folder, device="cpu", dtype=name)[0](IDS).logits for name in ("auto", "float32"))
+    assert torch.equal(found, expected)
+
+
+def test_out_of_memory_is_no_wrong_adapter(tiny_model_dir, tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    model, _ = load_model(tiny_model_dir, device="cpu", dtype="float32")
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    model, _ = load_model(tiny_model_dir, device="cpu", dtype="float32")
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(model), "load_adapter", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_adapter(model, str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "adalora"])
+def test_adapters_with_parameters_of_their_own_load_whole(kind, tiny_model_dir, tmp_path):
+    peft = pytest.importorskip("peft")
+    own = {"lora": {}, "dora": {"use_dora": True}, "adalora": {"total_step": 10}}[kind]
+    config = (peft.AdaLoraConfig if kind == "adalora" else peft.LoraConfig)(target_modules=["q_proj"], **own)
+    model, _ = load_model(tiny_model_dir, device="cpu", dtype="float32")
+    trained = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, weight in trained.named_parameters():
+            if weight.requires_grad and "ranknum" not in name:
+                weight.add_(torch.randn_like(weight) * 0.5)
+        expected = trained.eval()(IDS).logits
+    trained.save_pretrained(tmp_path / "adapter")
+    if kind == "dora" and not IS_OLD:  # transformers leaves the magnitudes as they were, and says so only in its log
+        with pytest.raises(ValueError, match="does not load the magnitudes of the DoRA adapter .*: merge it into its"):
+            load_model(str(tmp_path / "adapter"), device="cpu", dtype="float32")
+        return
+    found, _ = load_model(str(tmp_path / "adapter"), device="cpu", dtype="float32")
+    with torch.no_grad():
+        torch.testing.assert_close(found(IDS).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("machine", "avx512", "mkldnn", "expected"),
+    [("x86_64", True, True, True), ("AMD64", False, True, False), ("aarch64", False, True, True), ("arm64", 0, 0, 0)],
+)
+def test_who_multiplies_bfloat16(machine, avx512, mkldnn, expected, monkeypatch):
+    """AVX-512 without bfloat16 is supported by oneDNN on x86, and slow; ARM has other instructions."""
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    supported = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: mkldnn)
+    monkeypatch.setattr("torch.ops.mkldnn", supported, raising=False)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: bool(mkldnn))
+    assert cpu_multiplies(torch.bfloat16) == expected and auto_is_float32("cpu") != expected
+    assert cpu_multiplies(torch.float32) and not auto_is_float32("cuda")

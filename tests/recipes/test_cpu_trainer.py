@@ -55,6 +55,17 @@ def test_long_rows_and_other_attention_stay_as_they_are(tiny_model, tiny_tokeniz
     assert tiny_model.config._attn_implementation == "eager"
 
 
+def test_a_model_that_cannot_switch_or_caps_its_scores_keeps_its_attention(tiny_model, monkeypatch, caplog):
+    """SDPA leaves the cap out, with which Gemma 2 on transformers 4 would be trained as another function."""
+    tiny_model.config.attn_logit_softcapping = 50.0
+    with eager_attention(tiny_model):
+        assert tiny_model.config._attn_implementation == "sdpa"
+    tiny_model.config.attn_logit_softcapping = None
+    monkeypatch.setattr(type(tiny_model), "_can_set_attn_implementation", classmethod(lambda cls: False))
+    with eager_attention(tiny_model):
+        assert tiny_model.config._attn_implementation == "sdpa" and not caplog.records
+
+
 @pytest.mark.parametrize(("bf16", "has_it", "warns"), [(True, False, 1), (True, True, 0), (False, False, 0)])
 def test_bfloat16_on_a_cpu_without_it_warns(tiny_model, tiny_tokenizer, tmp_path, monkeypatch, bf16, has_it, warns):
     monkeypatch.setattr("training.cpu_trainer.cpu_multiplies", lambda dtype: has_it)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from transformers import AutoModelForCausalLM
 
 from hf_ppl_select import PerplexityScorer, score_ppl
@@ -181,3 +182,18 @@ def test_another_name_or_dtype_is_loaded(tiny_model, tiny_tokenizer, tiny_model_
     scorer({"text": TEXTS})
     assert scorer._loaded.engine.causal_lm.dtype == torch.bfloat16
     json.dumps(scorer.settings())
+
+
+def test_what_auto_means_on_this_cpu_is_in_the_fingerprint(tiny_model_dir, monkeypatch):
+    """Scores in bfloat16 that another CPU cached are not taken for those in float32; a scorer moves between both."""
+    found = {}
+    for slow in (False, True):
+        monkeypatch.setattr("hf_ppl_select.likelihood.cpu.auto_is_float32", lambda device, slow=slow: slow)
+        scorer = PerplexityScorer(tiny_model_dir)
+        found[slow] = scorer.settings(), Hasher.hash(scorer), pickle.dumps(scorer)
+        assert Hasher.hash(PerplexityScorer(tiny_model_dir, dtype="float32")) not in found[slow]
+    assert found[True][0] == found[False][0] | {"auto": "float32"} and found[True][1] != found[False][1]
+    for slow in (False, True):
+        monkeypatch.setattr("hf_ppl_select.likelihood.cpu.auto_is_float32", lambda device, slow=slow: slow)
+        arrived = pickle.loads(found[not slow][2])
+        assert (arrived.settings(), Hasher.hash(arrived)) == found[slow][:2] and arrived.dtype == "auto"
