@@ -16,6 +16,7 @@ from .maxent import Tilt, solve
 
 _GOLDEN = (5**0.5 - 1) / 2
 _DRAWS = 48  # of how many a small subset is the best
+_MORE_DRAWS = 480  # while none is within the bars: where a dozen rows make most of a variance
 _EFFORT = 8_000_000  # rows drawn, over all draws
 _GOOD = 0.05  # an error of the moments, as a share of the bar, that needs no other draw
 _FAR = 3.0  # standard deviations from the target beyond which single rows weigh much
@@ -79,7 +80,9 @@ def _best_draw(tilt, x, codes, order, fill, seed) -> tuple[np.ndarray, float]:
     """Of some draws the one with the best moments, and how far off they are."""
     rng, line, best, least = np.random.default_rng(seed), tilt.logit(x, codes), None, np.inf
     far = np.flatnonzero((np.abs(x - tilt.centre) > _FAR * np.array(tilt.scale)).any(axis=1) & np.isfinite(line))
-    for draw in range(max(1, min(_DRAWS, _EFFORT // (len(x) + 1000 * len(tilt.levels))))):
+    for draw in range(max(1, min(_MORE_DRAWS, _EFFORT // (len(x) + 1000 * len(tilt.levels))))):
+        if least < (_GOOD if draw < _DRAWS else 1.0):
+            break
         late, start = np.empty(len(x)), rng.random()
         for rows in blocks(len(x)):
             late[order[rows]] = (np.arange(rows.start, rows.stop) * _GOLDEN + start) % 1.0
@@ -91,8 +94,6 @@ def _best_draw(tilt, x, codes, order, fill, seed) -> tuple[np.ndarray, float]:
         off = tilt.off(x[chosen]) if len(chosen) else np.inf
         if best is None or off < least:
             best, least = chosen, off
-        if least < _GOOD:
-            break
     return best, least
 
 

@@ -202,6 +202,15 @@ def test_moments_of_real_subsets_within_one_percent_or_a_random_draw(number, col
         assert np.all(np.abs(x[chosen].std(0) / sigma - 1) <= np.maximum(0.01, np.sqrt((kurtosis - 1) / 4 / number)))
 
 
+def test_draws_go_on_while_none_is_within_the_bars():
+    """139 rows of junk make nearly all of this variance: the best of 48 draws was off by 1.29 bars."""
+    x = np.exp(corpus(30_000, seed=102))
+    tokens = np.random.default_rng(0).integers(20, 513, len(x)).astype(float)
+    for seed in range(5):
+        chosen, tilt = draw(x, tokens, (156.82,), (842.88,), 789_669, seed)
+        assert tilt.off(x[chosen]) < 1
+
+
 def test_a_row_is_kept_as_a_stream_keeps_it():
     """With u instead of a hash: the rows in memory are those below the threshold, to a chunk or two at its edge."""
     x = corpus(200_000)
