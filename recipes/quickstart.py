@@ -34,7 +34,7 @@ import select_subset
 from command_line import parse_options
 from hf_ppl_select.command import as_typed
 from hf_ppl_select.data.saving import load_json, save_json
-from quickstart_steps.data import QuickstartArguments, prepare_texts
+from quickstart_steps.texts import QuickstartArguments, prepare_texts
 
 
 def main(args):

@@ -1,14 +1,14 @@
 """Multiple-choice benchmarks as data, scored by log-likelihood, with metrics that are `evaluate` modules."""
 
+from .benchmark import Benchmark, own_benchmark
 from .catalogue import BENCHMARKS, GROUPS, resolve_benchmarks
 from .comparison import ComparedBenchmark, RunComparison, calibration, calibration_table, compare_records
 from .estimates import Estimate, Record
 from .evaluate_modules import METRICS, MODULES, load_metric
 from .hub_results import eval_result_entries, model_index, save_eval_results
-from .loading import Question
+from .questions import Question
 from .results import BenchmarkResult, BenchmarkResults, SavedRecords, load_records, markdown_table
 from .runner import read_benchmarks, run_benchmarks
-from .tasks import Benchmark, own_benchmark
 
 __all__ = [
     "BENCHMARKS",

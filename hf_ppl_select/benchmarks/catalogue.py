@@ -12,7 +12,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .reading import (
+from .benchmark import FILE_SUFFIXES, LETTERS, Benchmark, own_benchmark
+from .rows import (
     MMMLU_LANGUAGES,
     prepare_arc,
     prepare_cmmlu,
@@ -25,7 +26,6 @@ from .reading import (
     strip_question,
 )
 from .subject_names import CMMLU_SUBJECTS, MMLU_GENERAL, MMLU_MEDICAL
-from .tasks import FILE_SUFFIXES, LETTERS, Benchmark, own_benchmark
 
 DATA_FOLDER = Path(__file__).parent / "data"
 _MMLU_DESCRIPTION = "The following are multiple choice questions (with answers) about {topic}.\n\n"

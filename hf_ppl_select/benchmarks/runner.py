@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .benchmark import Benchmark
 from .catalogue import resolve_benchmarks
 from .encoding import Request, encode_questions, model_max_length
 from .estimates import Estimate, Record, mean_estimate, metric_inputs, metric_terms
 from .evaluate_modules import METRICS, load_metric
-from .loading import Question, load_questions
-from .reading import find_source
+from .questions import Question, load_questions
 from .results import BenchmarkResult, BenchmarkResults
-from .tasks import Benchmark
+from .rows import find_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

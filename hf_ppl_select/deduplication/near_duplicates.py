@@ -24,11 +24,11 @@ from .shingles import random_numbers, run_hashes
 QUIET_SECONDS = 3.0  # a bar appears only where one has to wait
 Read = Callable[["np.ndarray | None"], Iterator[Sequence["str | None"]]]
 
-_MOST_ORDERS = 128
+_MOST_ORDERS = 128  # random orders of hashes (permutations, as MinHash has them), whose least ones are compared
 _RECALL = 0.98  # of pairs just at the threshold
 _CHARACTERS = 1 << 18  # hashed at once
 _ROUNDS = 8  # of comparing exactly only
-_SIGNATURE = 256  # minima
+_PRECHECK_MINIMA = 256  # of a row, where it is compared with many before it is exactly
 _RUNS, _PAIRS = 1 << 21, 1 << 16  # compared at once
 
 
@@ -225,7 +225,7 @@ def _next_pairs(buckets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _signatures(read: Read, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of some rows, 8 bits of the first run in each of 256 random orders, uint8 `[rows, 256]`; and these rows."""
-    factors = (random_numbers(_SIGNATURE, "signature") >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+    factors = (random_numbers(_PRECHECK_MINIMA, "signature") >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
     parts = []
     for block in _blocks(read(rows)):
         runs, numbers = run_hashes(block)
@@ -240,13 +240,13 @@ def _likely(
     rows: np.ndarray, signatures: np.ndarray, heads: np.ndarray, members: np.ndarray, threshold: float
 ) -> np.ndarray:
     """Whether pairs are as similar as `threshold` but for three standard errors of what their signatures say."""
-    least = threshold - 3 * np.sqrt(threshold * (1 - threshold) / _SIGNATURE)
+    least = threshold - 3 * np.sqrt(threshold * (1 - threshold) / _PRECHECK_MINIMA)
     first, second = np.searchsorted(rows, heads), np.searchsorted(rows, members)
     likely = np.empty(len(heads), dtype=bool)
     for start in range(0, len(heads), 4096):
         here = slice(start, start + 4096)
         equal = signatures[first[here]] == signatures[second[here]]
-        likely[here] = np.count_nonzero(equal, axis=1) >= least * _SIGNATURE
+        likely[here] = np.count_nonzero(equal, axis=1) >= least * _PRECHECK_MINIMA
     return likely
 
 

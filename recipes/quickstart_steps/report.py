@@ -18,8 +18,8 @@ from hf_ppl_select.data.saving import write_atomically
 from hf_ppl_select.landscape.scores import names_of
 from hf_ppl_select.law.intervals import check_intervals
 from hf_ppl_select.plots.plots import plot_landscape
-from quickstart_steps.data import QuickstartArguments
 from quickstart_steps.runs import ARMS, DRAWN, load_costs
+from quickstart_steps.texts import QuickstartArguments
 from training.checkpoints import load_metrics
 
 BASELINES = ("random raw", "random deduplicated")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.overlap import contained_in, word_runs
-from quickstart_steps.data import write_jsonl
-from quickstart_steps.ontology_corpus import general_texts, write_corpus
+from quickstart_steps.dirty_ontology import general_texts, write_corpus
+from quickstart_steps.texts import write_jsonl
 from studying.dirt import add_dirt
 from studying.plan import StudyArguments
 

@@ -21,8 +21,8 @@ from pathlib import Path
 def question_sets(data, items):
     """Kind -> questions: letters after a listing, and long choices as texts."""
     from hf_ppl_select.benchmarks import BENCHMARKS
-    from hf_ppl_select.benchmarks.loading import load_questions
-    from hf_ppl_select.benchmarks.reading import find_source
+    from hf_ppl_select.benchmarks.questions import load_questions
+    from hf_ppl_select.benchmarks.rows import find_source
 
     def load(benchmark, count):
         return load_questions(benchmark, find_source(benchmark, data), limit=count)

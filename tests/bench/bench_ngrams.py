@@ -96,7 +96,7 @@ def pick(args):
 
         texts = pq.read_table(args.corpus, columns=[args.text_column])[args.text_column].to_pylist()
     else:
-        from quickstart_steps.ontology_corpus import read_terms
+        from quickstart_steps.dirty_ontology import read_terms
 
         texts = [term.text for term in read_terms().values()]
     sentences = [found for text in texts if text for found in re.split(r"(?<=[.!?])\s+", text) if found]

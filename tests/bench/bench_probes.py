@@ -34,8 +34,8 @@ def main():
     import fit_law
     import score
     from hf_ppl_select.data.load import load_rows
+    from quickstart_steps.dirty_ontology import write_corpus
     from quickstart_steps.offline_model import offline_model
-    from quickstart_steps.ontology_corpus import write_corpus
     from training.precision import training_precision
 
     folder, model = Path(args.output_dir), str(offline_model())

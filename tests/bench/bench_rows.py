@@ -28,8 +28,8 @@ def main():
     from datasets import Dataset, load_from_disk
 
     from hf_ppl_select import PerplexityScorer
+    from quickstart_steps.dirty_ontology import read_terms
     from quickstart_steps.offline_model import offline_model
-    from quickstart_steps.ontology_corpus import read_terms
 
     names = [term.name for term in read_terms().values()]
     scorer = PerplexityScorer(args.model or str(offline_model()))

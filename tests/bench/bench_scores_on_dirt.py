@@ -110,7 +110,7 @@ def dsir_ratios(trusted, corpus, texts, num_buckets=10_000):
 
 def ontology(args, folder):
     """The quickstart's documents, and definitions that are neither among them nor held out."""
-    from quickstart_steps.ontology_corpus import read_terms, split_terms, write_corpus
+    from quickstart_steps.dirty_ontology import read_terms, split_terms, write_corpus
 
     options = {"num_definitions": args.num_documents, "dirty": args.dirty, "seed": args.seed}
     paths = write_corpus(folder / "texts", num_held_out=200, **options)
@@ -124,7 +124,7 @@ def dirtied(args):
     """Documents of a parquet file with studying/dirt.py's dirt among them, and other documents of it."""
     import pyarrow.parquet as pq
 
-    from quickstart_steps.ontology_corpus import general_texts
+    from quickstart_steps.dirty_ontology import general_texts
     from studying.dirt import add_dirt
 
     rng = random.Random(args.seed)

@@ -176,7 +176,7 @@ def read_texts(args):
 
         texts = [text for text in load_rows(args.texts)[args.text_column] if text]
     else:
-        from quickstart_steps.ontology_corpus import read_terms
+        from quickstart_steps.dirty_ontology import read_terms
 
         texts = [term.definition for term in read_terms().values()]
     return random.Random(0).sample(texts, min(args.num_texts, len(texts)))

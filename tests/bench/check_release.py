@@ -125,7 +125,7 @@ def install_and_try(wheel, constraints, place, python, whole):
         print((home / "outputs" / "quickstart" / "report.md").read_text().split("\n\n")[1])
     else:  # the first steps of the quickstart, on some of its documents
         model = run(own, where / "quickstart_steps" / "offline_model.py", cwd=home).splitlines()[-1]
-        run(own, where / "quickstart_steps" / "ontology_corpus.py", "texts", cwd=home)
+        run(own, where / "quickstart_steps" / "dirty_ontology.py", "texts", cwd=home)
         documents = ["--dataset_name", "texts/documents.jsonl", "--dataset_split", "train[:60]"]
         run(command, "deduplicate", *documents, "--output_dir", "deduplicated", cwd=home)
         chunks = ["--dataset_name", "deduplicated", "--chunk_length", 64, "--output_dir", "scored"]

@@ -156,8 +156,8 @@ def theirs(options):
 def ours(options):
     """The same items with this package: one JSON line per item."""
     from hf_ppl_select.benchmarks.encoding import encode_questions, model_max_length
-    from hf_ppl_select.benchmarks.loading import load_questions
-    from hf_ppl_select.benchmarks.reading import find_source
+    from hf_ppl_select.benchmarks.questions import load_questions
+    from hf_ppl_select.benchmarks.rows import find_source
     from hf_ppl_select.benchmarks.runner import score_requests
     from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
     from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_ppl_select.benchmarks.encoding import encode_questions, special_prefix
-from hf_ppl_select.benchmarks.loading import Question
+from hf_ppl_select.benchmarks.questions import Question
 from hf_ppl_select.benchmarks.runner import score_requests
 from hf_ppl_select.likelihood.engine import LikelihoodEngine
 from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer

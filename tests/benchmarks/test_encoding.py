@@ -10,7 +10,7 @@ from hf_ppl_select.benchmarks import (
     run_benchmarks,
 )
 from hf_ppl_select.benchmarks.encoding import encode_questions, model_max_length, special_prefix
-from hf_ppl_select.benchmarks.loading import Question
+from hf_ppl_select.benchmarks.questions import Question
 
 
 def harness_pair(tokenizer, context, continuation):

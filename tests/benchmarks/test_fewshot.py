@@ -6,7 +6,7 @@ import pytest
 from question_files import write_jsonl
 
 from hf_ppl_select.benchmarks import BENCHMARKS, own_benchmark, read_benchmarks, run_benchmarks
-from hf_ppl_select.benchmarks.loading import load_questions
+from hf_ppl_select.benchmarks.questions import load_questions
 
 HEAD = "The following are multiple choice questions (with answers) about {}.\n\n"
 

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from hf_ppl_select.benchmarks import BENCHMARKS
-from hf_ppl_select.benchmarks.loading import find_source, load_questions
+from hf_ppl_select.benchmarks.questions import find_source, load_questions
 
 MEDICAL = re.compile(
     r"\b(medic|doctor|nurse|hospital|patient|disease|drug|dose|symptom|blood|cancer|virus|bacteri|infect|heart|lung|liver|"

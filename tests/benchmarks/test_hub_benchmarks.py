@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_ppl_select.benchmarks import BENCHMARKS, read_benchmarks, resolve_benchmarks
-from hf_ppl_select.benchmarks.loading import Question, load_questions
+from hf_ppl_select.benchmarks.questions import Question, load_questions
 from hf_ppl_select.benchmarks.subject_names import CMMLU_SUBJECTS
 
 GPQA = {

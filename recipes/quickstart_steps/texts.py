@@ -11,8 +11,8 @@ from pathlib import Path
 from hf_ppl_select.data.load import load_rows, load_texts
 from hf_ppl_select.data.overlap import split_apart, word_runs
 from hf_ppl_select.data.saving import write_atomically
+from quickstart_steps.dirty_ontology import NUM_GENERAL, general_texts, write_corpus
 from quickstart_steps.done import Step
-from quickstart_steps.ontology_corpus import NUM_GENERAL, general_texts, write_corpus
 
 _HELD_OUT_EACH, _HELD_OUT_IN_ALL = 1000, 40_000  # characters: measuring them takes as long as training on 4,000 tokens
 

@@ -10,7 +10,7 @@ from hf_ppl_select.benchmarks import (
     BENCHMARKS,
     read_benchmarks,
 )
-from hf_ppl_select.benchmarks.loading import Question, load_questions
+from hf_ppl_select.benchmarks.questions import Question, load_questions
 from hf_ppl_select.benchmarks.subject_names import MMLU_GENERAL, MMLU_MEDICAL
 
 LETTERS = ("A", "B", "C", "D", "E")

