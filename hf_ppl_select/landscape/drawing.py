@@ -65,24 +65,24 @@ def choose(
         What `fill` returned, and the tilt.
     """
     order = spread_out(x, codes)
-    chosen, off = _best_draw(tilt, x, codes, order, fill, seed)
+    chosen, off = _best_draw(tilt, x, codes, order, fill, seed, _DRAWS, _GOOD)
     able = np.isfinite(tilt.logit(x, codes)) if off > _FAIR and tilt.reached else np.zeros(0)
     if len(x) > SMALL and 0 < np.count_nonzero(able) <= _MANY:  # the others are out of the question
         single = Cells.of_rows(x[able], tokens[able], None if codes is None else codes[able], few=_MANY)
         finer = solve(single, tilt.centre, tilt.scale, budgets, start=tilt)
-        again, still = _best_draw(finer, x, codes, order, fill, seed)
+        again, still = _best_draw(finer, x, codes, order, fill, seed, _DRAWS, _GOOD)
         if still < off:
-            return again, finer
+            chosen, off, tilt = again, still, finer
+    if off > 1 and tilt.reached:
+        chosen, _ = _best_draw(tilt, x, codes, order, fill, seed, _MORE_DRAWS, 1.0)
     return chosen, tilt
 
 
-def _best_draw(tilt, x, codes, order, fill, seed) -> tuple[np.ndarray, float]:
-    """Of some draws the one with the best moments, and how far off they are."""
+def _best_draw(tilt, x, codes, order, fill, seed, most, enough) -> tuple[np.ndarray, float]:
+    """Of at most `most` draws the first that is off by less than `enough`, or the best; and how far off it is."""
     rng, line, best, least = np.random.default_rng(seed), tilt.logit(x, codes), None, np.inf
     far = np.flatnonzero((np.abs(x - tilt.centre) > _FAR * np.array(tilt.scale)).any(axis=1) & np.isfinite(line))
-    for draw in range(max(1, min(_MORE_DRAWS, _EFFORT // (len(x) + 1000 * len(tilt.levels))))):
-        if least < (_GOOD if draw < _DRAWS else 1.0):
-            break
+    for draw in range(max(1, min(most, _EFFORT // (len(x) + 1000 * len(tilt.levels))))):
         late, start = np.empty(len(x)), rng.random()
         for rows in blocks(len(x)):
             late[order[rows]] = (np.arange(rows.start, rows.stop) * _GOLDEN + start) % 1.0
@@ -94,6 +94,8 @@ def _best_draw(tilt, x, codes, order, fill, seed) -> tuple[np.ndarray, float]:
         off = tilt.off(x[chosen]) if len(chosen) else np.inf
         if best is None or off < least:
             best, least = chosen, off
+        if least < enough:
+            break
     return best, least
 
 
