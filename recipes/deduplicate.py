@@ -6,6 +6,11 @@ Drop documents that repeat an earlier one, and cut out lines and sentences that 
 python recipes/deduplicate.py --dataset_name MedRAG/textbooks --text_column content --output_dir outputs/deduplicated
 ```
 
+# Of documents of a sentence or two, one changed word spoils most runs of five
+```bash
+python recipes/deduplicate.py --dataset_name a.jsonl --near_ngram 2 --near_threshold 0.6 --output_dir outputs/unique
+```
+
 # Boilerplate, too: each line or sentence that stands in more than 20 documents is cut out of all of them
 ```bash
 python recipes/deduplicate.py \
@@ -41,6 +46,7 @@ class DeduplicateArguments:
         default="near", metadata={"help": "Documents: exact, normalized (case and blanks), near, or none."}
     )
     near_threshold: float = field(default=0.8, metadata={"help": "Of near: the least Jaccard similarity."})
+    near_ngram: int = field(default=5, metadata={"help": "Of near: words in an n-gram; 2 for short documents."})
     max_line_documents: int | None = field(
         default=None, metadata={"help": "Cut out the lines that stand in more documents than this."}
     )
@@ -89,6 +95,7 @@ def main(args):
         "text_column": args.text_column,
         "how": None if args.deduplicate == "none" else args.deduplicate,
         "near_threshold": args.near_threshold,
+        "near_ngram": args.near_ngram,
         "max_line_documents": args.max_line_documents,
         "max_sentence_documents": args.max_sentence_documents,
     }

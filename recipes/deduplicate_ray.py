@@ -39,6 +39,7 @@ class RayDeduplicateArguments:
     text_column: str = field(default="text", metadata={"help": "Column with the text."})
     deduplicate: str = field(default="near", metadata={"help": "exact, normalized (case and blanks), or near."})
     near_threshold: float = field(default=0.8, metadata={"help": "Of near: the least Jaccard similarity."})
+    near_ngram: int = field(default=5, metadata={"help": "Of near: words in an n-gram; 2 for short documents."})
     address: str | None = field(default=None, metadata={"help": "Of a Ray cluster; auto: the one this machine is in."})
     num_cpus: int | None = field(default=None, metadata={"help": "Without a cluster: processes on this machine."})
 
@@ -61,7 +62,7 @@ def main(args):
 
     # What can be wrong is found before any work
     finding = {"how": args.deduplicate, "threshold": args.near_threshold}
-    check_deduplicate(**finding)
+    check_deduplicate(**finding, ngram=args.near_ngram)
     files = ParquetFiles.find(args.dataset_name, args.dataset_split)
     files.check_columns(args.text_column, advice=documents.TEXT_COLUMN)
     filesystem, output = url_to_fs(str(args.output_dir))
@@ -79,7 +80,7 @@ def main(args):
         # Hashes stay where they were made until they are asked for, one kind at a time
         names = ["rows", *hash_names(**finding)]
         task = ray.remote(num_returns=len(names), **quiet)(documents.hash_file)
-        made = (task.remote(shared, index, args.text_column, *finding.values()) for index in every)
+        made = (task.remote(shared, index, args.text_column, *finding.values(), args.near_ngram) for index in every)
         hashed = dict(zip(names, map(list, zip(*made))))
         starts = np.cumsum([0, *results(hashed.pop("rows"), "Hash")])
         if not starts[-1]:
@@ -101,7 +102,9 @@ def main(args):
                     for number, part in zip(touched, picked):
                         texts[number].append(part)
             task = ray.remote(**quiet)(documents.compare_texts)
-            return enumerate(results([task.remote(args.near_threshold, *parts) for parts in texts], "Compare"))
+            return enumerate(
+                results([task.remote(args.near_threshold, args.near_ngram, *parts) for parts in texts], "Compare")
+            )
 
         num_cpus = int(ray.cluster_resources()["CPU"])
         reasons = find_repetitions(
@@ -132,7 +135,8 @@ def main(args):
     lengths |= {name: sum(found.get(code, 0) for found in characters) for name, code in numbers.items()}
     counts = {"all": {"rows": rows, "characters": lengths}}
     settings = {name: getattr(args, name) for name in ("dataset_name", "dataset_split", "text_column")}
-    settings |= {"deduplicate": args.deduplicate, "near_threshold": args.near_threshold, "files": files.describe()}
+    settings |= {"deduplicate": args.deduplicate, "near_threshold": args.near_threshold}
+    settings |= {"near_ngram": args.near_ngram, "files": files.describe()}
     payload = {"settings": settings, "count_by": None, "repeated": {}, "counts": counts}
     with TemporaryDirectory() as folder:
         save_json(f"{folder}/report", payload, kind="deduplication", version=1)

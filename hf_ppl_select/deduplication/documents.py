@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .duplicates import DEDUPLICATE, NEAR_THRESHOLD, Deduplicate, Texts, check_deduplicate, find_duplicates
 from .near_duplicates import QUIET_SECONDS
 from .passages import Kind, count_documents, cut_passages
+from .shingles import NGRAM
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -124,6 +125,7 @@ def deduplicate_documents(
     text_column: str = "text",
     how: Deduplicate | None = "near",
     near_threshold: float = NEAR_THRESHOLD,
+    near_ngram: int = NGRAM,
     max_line_documents: int | None = None,
     max_sentence_documents: int | None = None,
 ) -> Deduplicated:
@@ -145,7 +147,9 @@ def deduplicate_documents(
         dataset: documents, in memory or on disk.
         text_column: the documents; all columns are kept.
         how: "exact", "normalized" (and exact), "near" (and both), or None: no rows.
-        near_threshold: of near, the least Jaccard similarity of the sets of 5-word runs.
+        near_threshold: of near, the least Jaccard similarity of the sets of n-grams.
+        near_ngram: of near, words in an n-gram; 2 where documents have a sentence or two, of which a changed word
+            spoils most runs of five.
         max_line_documents: a line that stands in more documents than this is cut out of all; None: no lines.
         max_sentence_documents: the same of sentences.
 
@@ -154,7 +158,9 @@ def deduplicate_documents(
         TypeError: a stream, a dataset of several splits, or a column of something else than text to cut.
         ValueError: an option is out of its range.
     """
-    most = check_options(dataset, text_column, how, near_threshold, max_line_documents, max_sentence_documents)
+    most = check_options(
+        dataset, text_column, how, near_threshold, near_ngram, max_line_documents, max_sentence_documents
+    )
     every = np.arange(len(dataset))
     reasons = np.full(len(dataset), -1, dtype=np.int8)
     repeats = np.full(len(dataset), -1, dtype=np.int64)
@@ -166,7 +172,8 @@ def deduplicate_documents(
         """Of rows that stand at `position` in the input."""
         for stage in DEDUPLICATE[: DEDUPLICATE.index(how) + 1] if how else ():
             rows = np.flatnonzero(reasons[position] < 0)
-            original = find_duplicates(of, rows, stage, text_column=text_column, threshold=near_threshold)
+            options = {"text_column": text_column, "threshold": near_threshold, "ngram": near_ngram}
+            original = find_duplicates(of, rows, stage, **options)
             found = position[rows[original >= 0]]
             reasons[found] = REASONS.index(f"{stage}{suffix}")
             repeats[found] = position[original[original >= 0]]
@@ -198,6 +205,7 @@ def check_options(
     text_column: str,
     how: str | None,
     near_threshold: float,
+    near_ngram: int,
     max_line_documents: int | None,
     max_sentence_documents: int | None,
 ) -> dict[Kind, int]:
@@ -211,7 +219,7 @@ def check_options(
         raise TypeError(f"The dataset has splits ({', '.join(names)}); pass one of them, like dataset['train'].")
     if not hasattr(dataset, "select"):
         raise TypeError(f"{type(dataset).__name__} cannot be deduplicated: pass a datasets.Dataset, not a stream.")
-    check_deduplicate(how, near_threshold)
+    check_deduplicate(how, near_threshold, near_ngram)
     given: dict[Kind, Any] = {"line": max_line_documents, "sentence": max_sentence_documents}
     most = {kind: number for kind, number in given.items() if number is not None}
     for kind, number in most.items():

@@ -11,10 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from .near_duplicates import QUIET_SECONDS, find_near_duplicates
+from .shingles import NGRAM
 
 Deduplicate = Literal["exact", "normalized", "near"]
 DEDUPLICATE = ("exact", "normalized", "near")
 NEAR_THRESHOLD = 0.8
+_MOST_WORDS = 20  # in an n-gram; sentences are of so many
 _BATCH = 1000  # rows read together,
 _BATCH_BYTES = 1 << 23  # or fewer of that many bytes
 
@@ -26,13 +28,14 @@ def find_duplicates(
     *,
     text_column: str = "text",
     threshold: float = NEAR_THRESHOLD,
+    ngram: int = NGRAM,
 ) -> np.ndarray:
     """Which earlier one of `rows` each of them repeats.
 
     - "exact": the same characters, compared by a 128-bit hash (BLAKE2b). 16 bytes of memory a row.
     - "normalized": the same once lower-cased and with every run of blanks as one space. The same memory.
-    - "near": the Jaccard similarity of the sets of 5-word runs is at least `threshold`. MinHash finds the pairs to
-      compare, at 0.8 98.1 % of those of just that similarity and 99.99 % of those of 0.9, which are then
+    - "near": the Jaccard similarity of the sets of runs of `ngram` words is at least `threshold`. MinHash finds the
+      pairs to compare, at 0.8 98.1 % of those of just that similarity and 99.99 % of those of 0.9, which are then
       compared exactly. A row is compared with those that were kept, so what only resembles a removed row stays.
       Some 15 μs for a row of 600 bytes, and 200 bytes of memory (400 where most rows have near-duplicates).
 
@@ -45,24 +48,26 @@ def find_duplicates(
         how: see above.
         text_column: which column is compared.
         threshold: of "near", above 0 and at most 1.
+        ngram: of "near", words in a run, 1 to 20. Two of a dozen words that differ in one share few runs of five, and
+            most of two.
 
     Returns:
         int64 `[n]`: the position in the dataset of the row that is repeated, one that is kept; -1 for those that are.
 
     Raises:
         KeyError: no such column.
-        ValueError: `how` or `threshold` is not one of those.
+        ValueError: `how`, `threshold` or `ngram` is not one of those.
     """
-    check_deduplicate(how, threshold)
+    check_deduplicate(how, threshold, ngram)
     texts = Texts(dataset, rows, text_column)
     if how == "near":
-        original = find_near_duplicates(texts.batches, len(rows), threshold)
+        original = find_near_duplicates(texts.batches, len(rows), threshold, ngram)
     else:
         original = _equal(texts, normalize=how == "normalized")
     return np.where(original < 0, -1, np.asarray(rows, dtype=np.int64)[original]) if len(rows) else original
 
 
-def check_deduplicate(how: str | None, threshold: float = NEAR_THRESHOLD) -> None:
+def check_deduplicate(how: str | None, threshold: float = NEAR_THRESHOLD, ngram: int = NGRAM) -> None:
     """Whether that can be done, found out before any work."""
     if how is None:
         return
@@ -70,6 +75,8 @@ def check_deduplicate(how: str | None, threshold: float = NEAR_THRESHOLD) -> Non
         raise ValueError(f"deduplicate={how!r} is not known; it is one of {', '.join(DEDUPLICATE)}, or None.")
     if how == "near" and not 0.0 < threshold <= 1.0:
         raise ValueError(f"near_threshold={threshold!r} must be a similarity above 0 and at most 1.")
+    if how == "near" and (type(ngram) is not int or not 1 <= ngram <= _MOST_WORDS):
+        raise ValueError(f"near_ngram={ngram!r} must be a whole number of words, from 1 to {_MOST_WORDS}.")
 
 
 class Texts:

@@ -1,4 +1,4 @@
-"""Texts that share most of their runs of five words with an earlier one: MinHash finds pairs, which are then compared.
+"""Texts that share most of their word n-grams with an earlier one: MinHash finds pairs, which are then compared.
 
 MinHash (Broder, 1997): under a random order of all runs, two sets begin with the same one with probability J, their
 Jaccard similarity. Bands of such beginnings are hashed together (LSH; Leskovec et al., Mining of Massive Datasets,
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.hashing import mix
-from .shingles import random_numbers, run_hashes
+from .shingles import NGRAM, random_numbers, run_hashes
 
 QUIET_SECONDS = 3.0  # a bar appears only where one has to wait
 Read = Callable[["np.ndarray | None"], Iterator[Sequence["str | None"]]]
@@ -52,7 +52,7 @@ def bands_and_orders(threshold: float) -> tuple[int, int]:
     return min(found)[2:] if found else (_MOST_ORDERS, 1)
 
 
-def find_near_duplicates(read: Read, number: int, threshold: float) -> np.ndarray:
+def find_near_duplicates(read: Read, number: int, threshold: float, ngram: int = NGRAM) -> np.ndarray:
     """Which row each one repeats: the first of those kept before it whose similarity is at least `threshold`.
 
     Memory for each row: 8 bytes a band (at 0.8: 80) and 60; twice as much where most rows have candidates.
@@ -65,11 +65,12 @@ def find_near_duplicates(read: Read, number: int, threshold: float) -> np.ndarra
         read: gives the texts of some rows (rising; None: of all), some at a time; called more than once.
         number: of rows.
         threshold: Jaccard similarity of the sets of runs, above 0 and at most 1.
+        ngram: words in a run.
 
     Returns:
         int64 `[number]`: a row, or -1 where a row is kept. Texts without words repeat nothing.
     """
-    bands, sums, sizes = sketch_texts(read, number, threshold)
+    bands, sums, sizes = sketch_texts(read, number, threshold, ngram)
     original = first_equal_sets(sums, sizes)
     unique = np.flatnonzero((original < 0) & (sizes > 0))
     buckets, rows = _buckets(bands, unique)
@@ -80,14 +81,14 @@ def find_near_duplicates(read: Read, number: int, threshold: float) -> np.ndarra
             settled = np.zeros(number, dtype=bool)
             settled[heads] = True
             if rounds == _ROUNDS:
-                signatures = _signatures(read, np.unique(rows))
+                signatures = _signatures(read, np.unique(rows), ngram)
             if rounds >= _ROUNDS:
                 likely = _likely(*signatures, heads, members, threshold)
                 bar.update(int((~likely).sum()))
                 heads, members = heads[likely], members[likely]
             rounds += 1
             for start, end in _parts(sizes[heads] + sizes[members]):
-                close = _similar(read, heads[start:end], members[start:end], threshold)
+                close = _similar(read, heads[start:end], members[start:end], threshold, ngram)
                 repeating, firsts = members[start:end][close], heads[start:end][close]
                 repeating, which = np.unique(repeating, return_index=True)  # heads rise: these are the first
                 new = original[repeating] < 0
@@ -101,15 +102,18 @@ def find_near_duplicates(read: Read, number: int, threshold: float) -> np.ndarra
     return original
 
 
-def sketch_texts(read: Read, number: int, threshold: float) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+def sketch_texts(
+    read: Read, number: int, threshold: float, ngram: int = NGRAM
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Of each row: its bands, uint64 `[rows]` each, a number equal for equal sets, uint64, how many runs, int64.
 
-    They depend on the row's text and the threshold alone. Rows with an equal band, or an equal number, may be near."""
+    They depend on the row's text, the threshold and `ngram` alone. Rows with an equal band, or an equal
+    number, may be near."""
     bands = [np.zeros(number, dtype=np.uint64) for _ in range(bands_and_orders(threshold)[0])]
     sums, sizes = np.zeros(number, dtype=np.uint64), np.zeros(number, dtype=np.int64)
 
     def work(start: int, texts: list[str | None]) -> int:
-        runs, numbers = run_hashes(texts)
+        runs, numbers = run_hashes(texts, ngram)
         where = start + np.flatnonzero(numbers)
         sizes[where] = numbers = numbers[numbers > 0]
         if len(where):
@@ -223,12 +227,12 @@ def _next_pairs(buckets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.n
     return heads[new], rows[new]
 
 
-def _signatures(read: Read, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _signatures(read: Read, rows: np.ndarray, ngram: int) -> tuple[np.ndarray, np.ndarray]:
     """Of some rows, 8 bits of the first run in each of 256 random orders, uint8 `[rows, 256]`; and these rows."""
     factors = (random_numbers(_PRECHECK_MINIMA, "signature") >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
     parts = []
     for block in _blocks(read(rows)):
-        runs, numbers = run_hashes(block)
+        runs, numbers = run_hashes(block, ngram)
         first = np.cumsum(numbers) - numbers
         high = (runs >> np.uint64(32)).astype(np.uint32)
         minima = [np.minimum.reduceat(high * factor, first) for factor in factors]
@@ -261,10 +265,10 @@ def _parts(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _similar(read: Read, heads: np.ndarray, members: np.ndarray, threshold: float) -> np.ndarray:
+def _similar(read: Read, heads: np.ndarray, members: np.ndarray, threshold: float, ngram: int) -> np.ndarray:
     """Whether the Jaccard similarity of pairs of rows is at least `threshold`, bool `[pairs]`."""
     rows, where = np.unique(np.concatenate([heads, members]), return_inverse=True)
-    hashed = [run_hashes(block) for block in _blocks(read(rows))]
+    hashed = [run_hashes(block, ngram) for block in _blocks(read(rows))]
     runs = np.concatenate([runs for runs, _ in hashed])
     numbers = np.concatenate([numbers for _, numbers in hashed])
     firsts = (np.cumsum(numbers) - numbers)[where]

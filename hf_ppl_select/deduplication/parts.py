@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from .duplicates import DEDUPLICATE, Deduplicate, digest_texts, first_equal
 from .near_duplicates import bands_and_orders, first_equal_sets, sketch_texts
+from .shingles import NGRAM
 
 
 def hash_names(how: Deduplicate, threshold: float) -> list[str]:
@@ -27,14 +28,14 @@ def hash_names(how: Deduplicate, threshold: float) -> list[str]:
 
 
 def hash_part(
-    batches: Iterable[Sequence[str | None]], number: int, how: Deduplicate, threshold: float
+    batches: Iterable[Sequence[str | None]], number: int, how: Deduplicate, threshold: float, ngram: int = NGRAM
 ) -> list[np.ndarray]:
     """The hashes of a part, read once: arrays of `number` rows, named by [`hash_names`].
 
     Args:
         batches: the texts, some at a time in memory.
         number: of rows.
-        how, threshold: as for [`~hf_ppl_select.deduplication.duplicates.find_duplicates`].
+        how, threshold, ngram: as for [`~hf_ppl_select.deduplication.duplicates.find_duplicates`].
 
     Returns:
         16 bytes a row for "exact", as many for "normalized", and for "near" 12 and 8 a band (at 0.8: 80).
@@ -56,7 +57,7 @@ def hash_part(
     if how != "near":
         deque(digested(), maxlen=0)
         return list(digests.values())
-    bands, sums, sizes = sketch_texts(digested, number, threshold)
+    bands, sums, sizes = sketch_texts(digested, number, threshold, ngram)
     return [*digests.values(), sums, sizes.astype(np.int32), *bands]
 
 

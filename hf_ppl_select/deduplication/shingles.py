@@ -1,4 +1,4 @@
-"""Hashes of the runs of five words of texts, many texts at once: all arithmetic is numpy's, over their bytes.
+"""Hashes of the word n-grams (runs of, say, five words) of texts, many at once: numpy's arithmetic over their bytes.
 
 A word's hash is the polynomial Σ table[byte] · P^position mod 2^64, summed over the bytes of all texts at once, which
 P's inverse brings to the word's own start. A run's hash is a sum of its words' hashes, times an odd number for each
@@ -15,19 +15,20 @@ import numpy as np
 
 from ..data.hashing import BASE, mix, powers
 
-RUN = 5  # words
+NGRAM = 5  # words
 _PIECE = 1 << 18  # bytes summed at once, and of the longest word; so that sums stay in the processor's cache
 _BLANK = 32  # and the control characters below it
 
 
-def run_hashes(texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Hash every run of five words.
+def run_hashes(texts: Sequence[str | None], ngram: int = NGRAM) -> tuple[np.ndarray, np.ndarray]:
+    """Hash every run of `ngram` words.
 
     Words are lower-cased, and end at blanks and control characters; Chinese and Japanese characters (U+3000 to U+9FFF)
-    are a word each. A text of fewer than five words is one run, one without words has none.
+    are a word each. A text of fewer than `ngram` words is one run, one without words has none.
 
     Args:
         texts: some megabytes of them at most; memory is 30 times their size.
+        ngram: words in a run, at least 1.
 
     Returns:
         Hashes, uint64 `[runs]`, text after text, each as often as it stands there; and the number of each text's runs,
@@ -39,15 +40,15 @@ def run_hashes(texts: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
     until = np.searchsorted(starts, ends)
     counts = np.diff(until, prepend=0)
     first = until - counts
-    numbers = np.where(counts < RUN, np.minimum(counts, 1), counts - RUN + 1)
+    numbers = np.where(counts < ngram, np.minimum(counts, 1), counts - ngram + 1)
 
     runs = np.zeros(len(hashes), np.uint64)
-    factors = random_numbers(RUN, "runs") | np.uint64(1)
+    factors = random_numbers(ngram, "runs") | np.uint64(1)
     for place, factor in enumerate(factors[: len(hashes)]):
         runs[: len(hashes) - place] += hashes[place:] * factor
-    if (short := (counts > 0) & (counts < RUN)).any():
+    if (short := (counts > 0) & (counts < ngram)).any():
         runs[first[short]] = 0
-        for place, factor in enumerate(factors[: RUN - 1]):
+        for place, factor in enumerate(factors[: ngram - 1]):
             longer = first[short & (counts > place)]
             runs[longer] += hashes[longer + place] * factor
     kept = np.arange(len(hashes)) - np.repeat(first, counts) < np.repeat(numbers, counts)

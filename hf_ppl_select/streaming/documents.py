@@ -27,7 +27,7 @@ TEXT_COLUMN = "name the column with the text by text_column"  # advice where the
 
 
 def hash_file(
-    files: ParquetFiles, index: int, text_column: str, how: Deduplicate, threshold: float
+    files: ParquetFiles, index: int, text_column: str, how: Deduplicate, threshold: float, ngram: int
 ) -> tuple[int | np.ndarray, ...]:
     """How many rows a file has, and what [`~hf_ppl_select.deduplication.parts.hash_part`] says of them.
 
@@ -39,7 +39,7 @@ def hash_file(
         check_columns(files.paths[index], file.schema_arrow.names, (text_column,), TEXT_COLUMN)
         number = file.metadata.num_rows
     texts = (as_texts(batch.column(0).to_pylist()) for batch in _batches(files, index, [text_column]))
-    return number, *hash_part(texts, number, how, threshold)
+    return number, *hash_part(texts, number, how, threshold, ngram)
 
 
 def pick_texts(
@@ -58,7 +58,7 @@ def pick_texts(
     return len(rows), *(every.take(pa.array(np.searchsorted(rows, part))) for part in wanted)
 
 
-def compare_texts(threshold: float, *texts: pa.Array) -> np.ndarray:
+def compare_texts(threshold: float, ngram: int, *texts: pa.Array) -> np.ndarray:
     """Which of these texts, part after part, repeat an earlier one nearly, bool `[n]`."""
     import pyarrow as pa
 
@@ -69,7 +69,7 @@ def compare_texts(threshold: float, *texts: pa.Array) -> np.ndarray:
         for start in range(0, len(chosen), _ROWS):
             yield every.take(pa.array(chosen[start : start + _ROWS])).to_pylist()
 
-    return find_near_duplicates(read, len(every), threshold) >= 0
+    return find_near_duplicates(read, len(every), threshold, ngram) >= 0
 
 
 def write_kept(

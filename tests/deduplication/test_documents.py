@@ -170,6 +170,8 @@ def test_formats_stay_and_other_columns_are_not_touched():
         (rows(["a"]), {"text_column": "body", "max_sentence_documents": 1.5}, ValueError, "max_sentence_documents"),
         (rows(["a"]), {"text_column": "body", "how": "fuzzy"}, ValueError, "one of exact, normalized, near"),
         (rows(["a"]), {"text_column": "body", "near_threshold": 0.0}, ValueError, "near_threshold"),
+        (rows(["a"]), {"text_column": "body", "near_ngram": 21}, ValueError, "near_ngram=21"),
+        (rows(["a"]), {"text_column": "body", "near_ngram": 2.0}, ValueError, "near_ngram=2.0"),
         (IterableDataset.from_generator(lambda: iter([{"text": "a"}])), {}, TypeError, "not a stream"),
         ({"text": ["a"]}, {}, TypeError, "dict cannot be deduplicated"),
     ],

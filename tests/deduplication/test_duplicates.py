@@ -23,20 +23,20 @@ def repeats(texts, how="exact", **options):
     return [original >= 0 for original in originals(texts, how, **options)]
 
 
-def all_runs(text):
-    """The 5-word runs of a text in their order, by Python's own means."""
+def all_runs(text, ngram=5):
+    """The runs of `ngram` words of a text in their order, by Python's own means."""
     words = re.findall(r"[\u3000-\u9fff]|[^\s\x00-\x1f\u3000-\u9fff]+", (text or "").lower())
-    return [tuple(words[k : k + 5]) for k in range(max(1, len(words) - 4))] if words else []
+    return [tuple(words[k : k + ngram]) for k in range(max(1, len(words) - ngram + 1))] if words else []
 
 
-def runs_of(text):
-    return set(all_runs(text))
+def runs_of(text, ngram=5):
+    return set(all_runs(text, ngram))
 
 
-def compare_all(texts, threshold):
+def compare_all(texts, threshold, ngram=5):
     """What `near` means: each row against all those kept before it."""
     kept, found = {}, []
-    for i, runs in enumerate(map(runs_of, texts)):
+    for i, runs in enumerate(runs_of(text, ngram) for text in texts):
         close = [k for k, other in kept.items() if runs and len(runs & other) / len(runs | other) >= threshold]
         found.append(close[0] if close else -1)
         if not close:
@@ -152,6 +152,24 @@ def test_pages_of_one_template(monkeypatch):
     for rounds in (0, 10**6):
         monkeypatch.setattr(near_duplicates, "_ROUNDS", rounds)
         assert originals(texts, "near") == found
+
+
+@pytest.mark.parametrize("ngram", [1, 2, 3, 20])
+def test_other_ngrams_are_compared_exactly(ngram):
+    """Definitions of a dozen words, each with a word left out: runs of five do not see them, pairs of words do."""
+    rng = np.random.default_rng(ngram)
+    texts = []
+    for definition in range(300):
+        words = [f"{word}{definition}" for word in rng.choice(WORDS, int(rng.integers(1, 30)))]
+        texts += [" ".join(words), " ".join(np.delete(words, rng.integers(len(words))))]
+    found = originals(texts, "near", threshold=0.6, ngram=ngram)
+    expected = compare_all(texts, 0.6, ngram)
+    assert np.mean(np.array(found) == expected) > 0.98
+    dozen = [line.split() for line in ("one two three four five six seven eight nine ten eleven twelve",) * 2]
+    del dozen[1][6]
+    pair = [" ".join(words) for words in dozen]
+    assert repeats(pair, "near", threshold=0.6, ngram=ngram) == [False, ngram <= 2]
+    assert repeats(pair, "near", threshold=0.6) == [False, False]
 
 
 def test_the_share_of_pairs_that_is_found_is_as_stated():

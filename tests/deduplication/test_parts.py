@@ -42,12 +42,12 @@ def dirty_texts(seed: int = 0, families: int = 25, pages: int = 60) -> list[str 
     return [texts[i] for i in rng.permutation(len(texts))]
 
 
-def in_parts(texts, how, threshold, sizes, batch_runs=300):
+def in_parts(texts, how, threshold, sizes, batch_runs=300, ngram=5):
     """What [`find_repetitions`] says of texts that are cut into parts; how many batches there were."""
     ends = np.cumsum(sizes)
     assert ends[-1] == len(texts)
     parts = [texts[end - size : end] for end, size in zip(ends, sizes)]
-    made = [hash_part([part[:7], part[7:]], len(part), how, threshold) for part in parts]
+    made = [hash_part([part[:7], part[7:]], len(part), how, threshold, ngram) for part in parts]
     hashed = dict(zip(hash_names(how, threshold), map(list, zip(*made, strict=True)), strict=True))
     seen = []
 
@@ -58,7 +58,7 @@ def in_parts(texts, how, threshold, sizes, batch_runs=300):
                 yield [texts[row] for row in (rows if which is None else rows[which])]
 
             seen.append(rows)
-            yield number, near_duplicates.find_near_duplicates(read, len(rows), threshold) >= 0
+            yield number, near_duplicates.find_near_duplicates(read, len(rows), threshold, ngram) >= 0
 
     reasons = find_repetitions(
         lambda name: np.concatenate(hashed.pop(name)), compare, how, threshold, lambda runs: batch_runs
@@ -68,22 +68,24 @@ def in_parts(texts, how, threshold, sizes, batch_runs=300):
 
 
 @pytest.mark.parametrize(
-    "how, threshold", [*(("near", t) for t in (0.3, 0.5, 0.8, 1.0)), ("exact", 0.8), ("normalized", 0.8)]
+    "how, threshold, ngram",
+    [*(("near", t, 5) for t in (0.3, 0.5, 0.8, 1.0)), ("near", 0.6, 2), ("exact", 0.8, 5), ("normalized", 0.8, 5)],
 )
-def test_parts_drop_what_all_at_once_drop(how, threshold, monkeypatch):
+def test_parts_drop_what_all_at_once_drop(how, threshold, ngram, monkeypatch):
     texts = dirty_texts()
     signatures, asked = near_duplicates._signatures, []
     monkeypatch.setattr(near_duplicates, "_signatures", lambda *args: asked.append(1) or signatures(*args))
-    expected = deduplicate_documents(Dataset.from_dict({"text": texts}), how=how, near_threshold=threshold)
+    options = {"how": how, "near_threshold": threshold, "near_ngram": ngram}
+    expected = deduplicate_documents(Dataset.from_dict({"text": texts}), **options)
     if (how, threshold) == ("near", 0.8):
         assert asked, "no page was compared in more than eight rounds"
     wanted = expected.reasons.tolist()
     assert {-1, *range(DEDUPLICATE.index(how) + 1)} == set(wanted)
     for sizes in ([len(texts)], [0, 3, 1, 0, len(texts) - 80, 76, 0]):
-        reasons, num_batches = in_parts(texts, how, threshold, sizes)
+        reasons, num_batches = in_parts(texts, how, threshold, sizes, ngram=ngram)
         assert reasons.tolist() == wanted
         assert num_batches == 0 if how != "near" else num_batches > 1
-    assert in_parts(texts, how, threshold, [len(texts)], 10**9)[0].tolist() == wanted
+    assert in_parts(texts, how, threshold, [len(texts)], 10**9, ngram)[0].tolist() == wanted
 
 
 def test_nothing_to_find():

@@ -58,14 +58,23 @@ def arguments(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "threshold"), [("near", 0.5), ("near", 0.8), ("near", 1.0), ("normalized", 0.8), ("exact", 0.8)]
+    ("how", "threshold", "ngram"),
+    [
+        ("near", 0.5, 5),
+        ("near", 0.8, 5),
+        ("near", 1.0, 2),
+        ("near", 0.6, 2),
+        ("normalized", 0.8, 5),
+        ("exact", 0.8, 5),
+    ],
 )
-def test_it_keeps_what_one_machine_keeps(cluster, arguments, tmp_path, monkeypatch, capsys, how, threshold):
+def test_it_keeps_what_one_machine_keeps(cluster, arguments, tmp_path, monkeypatch, capsys, how, threshold, ngram):
     monkeypatch.setattr(deduplicate_ray, "BATCH_RUNS", 500)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 10.0**6})  # so many batches
-    deduplicate_ray.main(replace(arguments, deduplicate=how, near_threshold=threshold))
+    options = {"near_threshold": threshold, "near_ngram": ngram}
+    deduplicate_ray.main(replace(arguments, deduplicate=how, **options))
     source = Dataset.from_dict(all_rows(), FEATURES)  # `datasets` loads no folder with a file without rows in it
-    found = deduplicate_documents(source, text_column="body", how=how, near_threshold=threshold)
+    found = deduplicate_documents(source, text_column="body", how=how, **options)
     kept = load_rows(arguments.output_dir)
     assert kept[:] == found.dataset[:] and kept.features == found.dataset.features
     assert load_dataset(arguments.output_dir, split="train")["n"][:] == kept["n"][:]
@@ -182,6 +191,7 @@ def test_no_rows(cluster, arguments, tmp_path):
         ({"output_dir": "{tmp}/full"}, FileExistsError, "full is not empty; name a new folder"),
         ({"deduplicate": "fuzzy"}, ValueError, "one of exact, normalized, near"),
         ({"near_threshold": 1.5}, ValueError, "near_threshold=1.5"),
+        ({"near_ngram": 0}, ValueError, "near_ngram=0"),
     ],
 )
 def test_what_is_wrong_is_one_error_before_ray_starts(arguments, tmp_path, monkeypatch, changed, error, message):
@@ -191,7 +201,7 @@ def test_what_is_wrong_is_one_error_before_ray_starts(arguments, tmp_path, monke
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray is started"))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     changed = {
-        name: str(value).format(tmp=tmp_path) if name != "near_threshold" else value for name, value in changed.items()
+        name: value.format(tmp=tmp_path) if isinstance(value, str) else value for name, value in changed.items()
     }
     with pytest.raises(error, match=message):
         deduplicate_ray.main(replace(arguments, **changed))
