@@ -54,7 +54,8 @@ class FitLawArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of the scored chunks."})
     eval_file: str | None = field(
-        default=None, metadata={"help": "Held-out domain text: the loss that the law predicts."}
+        default=None,
+        metadata={"help": "Held-out domain text: the loss that the law predicts. Report a gain on other texts."},
     )
     general_eval_file: str | None = field(default=None, metadata={"help": "Held-out general text: adds general_loss."})
     num_probes: int | None = field(
