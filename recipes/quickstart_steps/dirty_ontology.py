@@ -4,9 +4,10 @@
     python recipes/quickstart_steps/dirty_ontology.py outputs/ontology  # documents, held-out texts, questions
 
 Whole families of terms (all children of a term) are held out, for the domain loss and for a multiple-choice benchmark
-(a definition, which term? distractors are siblings). A definition that shares a run of eight words with a held-out one
-leaves the training documents. To the rest a stated, seeded share of what raw crawls hold is added: near-duplicates,
-boilerplate and garbled text, labelled in the column `kind`; `dirty=0` leaves the documents clean.
+(a definition, which term? distractors are siblings), and others for the probes' loss. A definition that shares a run of
+eight words with a held-out one leaves the training documents. To the rest a stated, seeded share of what raw crawls
+hold is added: near-duplicates, boilerplate and garbled text, labelled in the column `kind`; `dirty=0` leaves the
+documents clean.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import random
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from hf_ppl_select.data.overlap import contained_in, word_runs
 from hf_ppl_select.data.saving import write_atomically
@@ -169,6 +172,10 @@ def general_texts(num_texts: int, seed: int, length: int = 500) -> list[str]:
     return random.Random(seed).sample(pieces, min(num_texts, len(pieces)))
 
 
+def _held_out(families: Sequence[Sequence[Term]]) -> list[dict[str, str]]:
+    return [{"text": text} for text in _grouped((term.text for family in families for term in family), 500, "\n\n")]
+
+
 def _grouped(texts: Iterable[str], length: int, separator: str) -> Iterator[str]:
     """Join neighbours until a piece has `length` characters."""
     piece: list[str] = []
@@ -184,15 +191,19 @@ def write_corpus(
     *,
     num_definitions: int = 3000,
     num_held_out: int = 200,
+    num_probe_held_out: int = 70,
     num_questions: int = 100,
     num_general: int = NUM_GENERAL,
     num_trusted: int = 300,
     dirty: float = 0.5,
     seed: int = 0,
 ) -> dict[str, Path]:
-    """Write documents, trusted, held_out, general, ontology_questions as .jsonl into `folder`; returns their paths."""
-    training, families = split_terms(read_terms(), num_held_out, seed)
-    held_out = _grouped((term.text for family in families for term in family), 500, "\n\n")
+    """Write documents, trusted, held_out, probe_held_out, general, ontology_questions as .jsonl into `folder`; returns
+    their paths."""
+    training, families = split_terms(read_terms(), num_held_out + num_probe_held_out, seed)
+    sizes = np.cumsum([len(family) for family in families])
+    enough = int(np.searchsorted(sizes, num_held_out)) + 1
+    families, of_probes = families[:enough], families[enough:]
     documents = make_documents(training, num_definitions, dirty, seed)
     others = [term.text for term in training[num_definitions:][: 4 * num_trusted]]
     known = set(contained_in(others, (row["text"] for row in documents)))
@@ -200,10 +211,12 @@ def write_corpus(
     tables = {
         "documents": documents,
         "trusted": [{"text": text} for text in trusted],
-        "held_out": [{"text": text} for text in held_out],
+        "held_out": _held_out(families),
+        "probe_held_out": _held_out(of_probes),
         "general": [{"text": text} for text in general_texts(num_general, seed)],
         "ontology_questions": make_questions(families, num_questions, seed),
     }
+    tables = {name: rows for name, rows in tables.items() if rows or name != "probe_held_out"}
     paths = {name: Path(folder, f"{name}.jsonl") for name in tables}
     for name, rows in tables.items():
         write_atomically(paths[name], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

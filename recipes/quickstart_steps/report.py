@@ -96,15 +96,15 @@ def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
         if args.dataset_name is None and args.dirty
         else ""
     )
-    measured = ""
+    held_out = "whole families of terms that were held out"
     if args.dataset_name is not None:
-        measured = " Domain loss is that of " + (
-            f"{args.eval_file}."
-            if args.eval_file
-            else f"a part of {args.trusted}, split off beforehand."
-            if args.trusted
-            else "documents of the corpus that were held out, clean or not."
+        held_out = (
+            args.eval_file
+            or args.trusted
+            and f"a part of {args.trusted}, split off beforehand"
+            or "documents of the corpus that were held out, clean or not"
         )
+    measured = f" Domain loss is of {held_out}; the law's probes were measured on other texts of the same kind."
     seeds = f"{args.num_seeds} seed" + "s" * (args.num_seeds > 1)
     return (
         f"{args.model or 'SmolLM2-135M-Instruct'} on {corpus}, {landscape.num_chunks:,} chunks of {args.chunk_length} "

@@ -13,8 +13,11 @@ from hf_ppl_select.data.overlap import split_apart, word_runs
 from hf_ppl_select.data.saving import write_atomically
 from quickstart_steps.dirty_ontology import NUM_GENERAL, general_texts, write_corpus
 from quickstart_steps.done import Step
+from scoring.trusted import read_trusted
 
-_HELD_OUT_EACH, _HELD_OUT_IN_ALL = 1000, 40_000  # characters: measuring them takes as long as training on 4,000 tokens
+_HELD_OUT_EACH = 1000  # characters of a text,
+_HELD_OUT_IN_ALL = 40_000  # and of all: measuring them takes as long as training on 4,000 tokens
+_FOR_PROBES_IN_ALL = 14_000  # probes are measured 24 times, on texts of their own, which are a third
 
 
 @dataclass
@@ -46,11 +49,11 @@ class QuickstartArguments:
         default=False,
         metadata={"help": "Of the ontology, also train on random clean chunks, known by their labels."},
     )
-    num_probes: int = field(default=8, metadata={"help": "Probe runs for the law, one of them random."})
+    num_probes: int = field(default=12, metadata={"help": "Probe runs for the law, one of them random."})
     probe_tokens: int = field(default=4096, metadata={"help": "Tokens each probe trains on."})
     num_tokens: int = field(default=8192, metadata={"help": "Budget: tokens to select and train on."})
     num_seeds: int = field(
-        default=3, metadata={"help": "Subsets of each kind, each drawn and trained on by its seed."}
+        default=4, metadata={"help": "Subsets of each kind, each drawn and trained on by its seed."}
     )
     num_workers: int = field(default=2, metadata={"help": "Runs side by side on a CPU; with a GPU one at a time."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Constant learning rate of probes and runs."})
@@ -65,7 +68,8 @@ class QuickstartArguments:
 
 
 def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
-    """Write documents, held-out texts, general texts and questions once; the paths of those there are, by name."""
+    """Write documents, held-out texts (the probes' and the report's), general texts and questions once; the paths of
+    those there are, by name."""
     own = (args.dataset_name, args.trusted, args.eval_file)
     if args.dataset_name is None and (
         of_own := [n for n in ("trusted", "eval_file", "kind_column") if getattr(args, n)]
@@ -86,6 +90,8 @@ def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
 def _split_documents(folder: Path, args: QuickstartArguments) -> None:
     """Documents, held-out and trusted texts of a dataset of one's own; no document shares a run of words with the
     held-out texts, which are of their own file, or split from the trusted ones, or else from the documents.
+
+    A third of them is for the probes: a law that chooses by texts would be flattered by a report on the same ones.
     """
     texts, kinds = _texts(args.dataset_name, args), None
     if args.kind_column is not None:
@@ -103,27 +109,43 @@ def _split_documents(folder: Path, args: QuickstartArguments) -> None:
     trusted, used = None if args.trusted is None else _texts(args.trusted, args), 0
     if args.eval_file is not None:
         held_out = _texts(args.eval_file, args)
+        if args.trusted is not None:
+            read_trusted(args.trusted, args.eval_file, args.text_column)  # which refuses shared runs of words
         random.Random(args.seed).shuffle(held_out)
     elif trusted is not None:
         kept, apart = split_apart(trusted, 0.7, args.seed)
         trusted, held_out = [trusted[i] for i in kept], [trusted[i] for i in apart]
     else:
-        used = min(200, len(texts) // 20)
+        used = max(3, min(200, len(texts) // 20))
         held_out = texts[:used]
     runs = {run for text in held_out for run in word_runs(text)}
-    lengths = accumulate(min(len(text), _HELD_OUT_EACH) for text in held_out)
-    held_out = held_out[: max(1, sum(length <= _HELD_OUT_IN_ALL for length in lengths))]
+    if len(held_out) < 3:
+        raise ValueError(
+            f"there are {len(held_out)} held-out texts; the quickstart needs 3, of which one is for probes."
+        )
+    third = len(held_out) // 3
+    parts = {
+        "probe_held_out": _cut(held_out[:third], _FOR_PROBES_IN_ALL),
+        "held_out": _cut(held_out[third:], _HELD_OUT_IN_ALL),
+    }
     documents: list[dict] = []
     for text, kind in zip(texts[used:], kinds[used:]):
         if len(documents) == args.num_documents:
             break
         if runs.isdisjoint(word_runs(text)):
             documents.append({"text": text, "kind": kind})
-    write_jsonl(folder / "held_out.jsonl", [{"text": text[:_HELD_OUT_EACH]} for text in held_out])
+    for name, part in parts.items():
+        write_jsonl(folder / f"{name}.jsonl", [{"text": text} for text in part])
     write_jsonl(folder / "general.jsonl", [{"text": text} for text in general_texts(NUM_GENERAL, args.seed)])
     if trusted is not None:
         write_jsonl(folder / "trusted.jsonl", [{"text": text} for text in trusted])
     write_jsonl(folder / "documents.jsonl", documents)
+
+
+def _cut(texts: list[str], in_all: int) -> list[str]:
+    """The beginnings of the first texts that have so many characters together, or of the first one."""
+    beginnings = [text[:_HELD_OUT_EACH] for text in texts]
+    return beginnings[: max(1, sum(length <= in_all for length in accumulate(map(len, beginnings))))]
 
 
 def _texts(name: str, args: QuickstartArguments) -> list[str]:

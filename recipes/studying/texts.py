@@ -28,6 +28,7 @@ def write_texts(
     if corpus == "ontology":
         num_clean = int(args.corpus_tokens * (1 - args.dirty) / _DEFINITION)
         sizes = {"num_held_out": 4 * args.num_held_out, "num_trusted": args.trusted_tokens // _DEFINITION}
+        sizes["num_probe_held_out"] = 0
         write_corpus(folder, num_definitions=num_clean, dirty=args.dirty, seed=seed, **sizes)
         held_out = [row["text"] for row in load_rows(str(folder / "held_out.jsonl"))]
         write_jsonl(folder / "held_out.jsonl", [{"text": text} for text in held_out[: args.num_held_out]])

@@ -60,8 +60,22 @@ def test_a_seed_gives_the_same_files_again(tmp_path):
     options = {"num_definitions": 100, "num_held_out": 40, "num_questions": 20, "num_general": 10}
     first, again = (write_corpus(tmp_path / name, **options, seed=3) for name in ("a", "b"))
     other = write_corpus(tmp_path / "c", **options, seed=4)
-    for name in ("documents", "held_out", "general", "ontology_questions"):
+    for name in ("documents", "held_out", "probe_held_out", "general", "ontology_questions"):
         assert first[name].read_bytes() == again[name].read_bytes() != other[name].read_bytes()
+
+
+def test_probes_are_measured_on_other_families(terms, tmp_path):
+    of_text = {term.text: name for name, term in terms.items()}
+    own = write_corpus(tmp_path / "a", num_definitions=100)
+    less = write_corpus(tmp_path / "b", num_definitions=100, num_probe_held_out=0)
+    assert own["held_out"].read_bytes() == less["held_out"].read_bytes() and "probe_held_out" not in less
+    parts = [
+        {of_text[text] for row in read(own[name]) for text in row["text"].split("\n\n")}
+        for name in ("held_out", "probe_held_out")
+    ]
+    assert len(parts[0]) >= 195 and len(parts[1]) >= 60, "but for those at the end that do not fill a text"
+    families = [{of_text[term.text] for term in family} for family in split_terms(terms, 270, seed=0)[1]]
+    assert all(bool(family & parts[0]) != bool(family & parts[1]) for family in families)
 
 
 def test_questions_ask_for_a_held_out_term_among_its_siblings(terms, tmp_path):

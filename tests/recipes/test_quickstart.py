@@ -31,7 +31,8 @@ SMALL = {
 
 SMALL_CORPUS = """
 from quickstart_steps import dirty_ontology
-dirty_ontology.write_corpus.__kwdefaults__ |= {"num_held_out": 50, "num_questions": 30, "num_general": 15}
+dirty_ontology.write_corpus.__kwdefaults__ |= {"num_held_out": 50, "num_probe_held_out": 20, "num_questions": 30}
+dirty_ontology.write_corpus.__kwdefaults__["num_general"] = 15
 """
 
 
@@ -125,7 +126,11 @@ def test_a_dataset_of_ones_own(tiny_model_dir, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "notes.jsonl" in report and "| document | 100.0% |" in report and "dirt" not in report
-    assert "Domain loss is that of documents of the corpus that were held out" in report
+    assert "Domain loss is of documents of the corpus that were held out" in report
+
+
+def write(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 def test_texts_of_ones_own(tmp_path):
@@ -138,7 +143,7 @@ def test_texts_of_ones_own(tmp_path):
     documents += [{"body": text + " and more", "kind": "leak"} for text in texts[150:155]]
     (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
     for name, some in (("trusted", texts[100:150]), ("held_out", [f"{text} " * 10 for text in texts[150:200]])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
+        write(tmp_path / f"{name}.jsonl", some)
 
     def prepare(folder, **options):
         options |= {"dataset_name": str(tmp_path / "documents.jsonl"), "text_column": "body"}
@@ -148,16 +153,30 @@ def test_texts_of_ones_own(tmp_path):
     found = prepare("a", eval_file=str(tmp_path / "held_out.jsonl"), trusted=str(tmp_path / "trusted.jsonl"))
     assert {row["text"] for row in found["trusted"]} == set(texts[100:150])
     assert {row["text"] for row in found["documents"]} == set(texts[:100]), "not those that held-out texts hold"
-    assert {len(row["text"]) for row in found["held_out"]} == {1000} and len(found["held_out"]) == 40
+    measured = {name: {row["text"] for row in found[name]} for name in ("held_out", "probe_held_out")}
+    assert {len(text) for part in measured.values() for text in part} == {1000}
+    assert len(measured["held_out"]) == 34 and len(measured["probe_held_out"]) == 14, "of 50: 14,000 characters"
+    assert not measured["held_out"] & measured["probe_held_out"]
 
     found = prepare("b", trusted=str(tmp_path / "trusted.jsonl"), kind_column="kind")
-    trusted, held_out = ({row["text"] for row in found[name]} for name in ("trusted", "held_out"))
-    assert trusted | held_out == set(texts[100:150]) and not trusted & held_out and 10 <= len(held_out) <= 20
+    names = ("trusted", "held_out", "probe_held_out")
+    trusted, held_out, of_probes = ({row["text"] for row in found[name]} for name in names)
+    assert trusted | held_out | of_probes == set(texts[100:150]) and 10 <= len(held_out) + len(of_probes) <= 20
+    assert len(trusted) + len(held_out) + len(of_probes) == 50 and len(of_probes) == (50 - len(trusted)) // 3
     assert sorted(row["kind"] for row in found["documents"]) == ["clean"] * 100 + ["leak"] * 5
     assert all(("and more" in row["text"]) == (row["kind"] == "leak") for row in found["documents"])
 
     found = prepare("c")
-    assert len(found["held_out"]) == 5 and len(found["documents"]) == 100 and "trusted" not in found
+    assert len(found["held_out"]) == 4 and len(found["probe_held_out"]) == 1
+    assert len(found["documents"]) == 100 and "trusted" not in found
+    write(tmp_path / "two.jsonl", texts[150:152])
+    with pytest.raises(ValueError, match="there are 2 held-out texts; the quickstart needs 3"):
+        prepare("e", eval_file=str(tmp_path / "two.jsonl"))
+    write(tmp_path / "leak.jsonl", [*texts[100:110], *texts[150:155]])
+    with pytest.raises(
+        ValueError, match="10 of the 50 texts of .*trusted.jsonl share a run of eight words with .*leak"
+    ):
+        prepare("f", eval_file=str(tmp_path / "leak.jsonl"), trusted=str(tmp_path / "trusted.jsonl"))
     with pytest.raises(ValueError, match="has no column 'source'; its columns are body, kind"):
         prepare("d", kind_column="source")
     with pytest.raises(ValueError, match="--eval_file is for a dataset of your own"):
