@@ -4,8 +4,8 @@
     python recipes/quickstart_steps/dirty_ontology.py outputs/ontology  # documents, held-out texts, questions
 
 Whole families of terms (all children of a term) are held out, for the domain loss and for a multiple-choice benchmark
-(a definition, which term? distractors are siblings), and others for the probes' loss. A definition that shares a run of
-eight words with a held-out one leaves the training documents. To the rest a stated, seeded share of what raw crawls
+(a definition, which term? distractors are siblings), and others for the probes' loss. A definition that shares a run
+of eight words with a held-out one leaves the training documents. To the rest a stated, seeded share of what raw crawls
 hold is added: near-duplicates, boilerplate and garbled text, labelled in the column `kind`; `dirty=0` leaves the
 documents clean.
 """
