@@ -121,7 +121,8 @@ def _split_documents(folder: Path, args: QuickstartArguments) -> None:
     runs = {run for text in held_out for run in word_runs(text)}
     if len(held_out) < 3:
         raise ValueError(
-            f"there are {len(held_out)} held-out texts; the quickstart needs 3, of which one is for probes."
+            f"there are {len(held_out)} held-out texts; the quickstart needs 3, one of them for the probes: give more "
+            "by --eval_file, or more --trusted texts."
         )
     third = len(held_out) // 3
     parts = {
