@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hf_ppl_select.data.saving import write_atomically
 from hf_ppl_select.landscape.scores import names_of
 from hf_ppl_select.law.intervals import check_intervals
 from hf_ppl_select.plots.plots import plot_landscape
-from quickstart_steps.runs import ARMS, DRAWN, load_costs
+from quickstart_steps.runs import ARMS, DRAWN, PROBE_TEXTS, load_costs
 from quickstart_steps.texts import QuickstartArguments
 from training.checkpoints import load_metrics
 
@@ -37,7 +38,8 @@ def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int], 
     landscape = PerplexityLandscape.from_dataset(scored, column=law.column)
     forms = load_comparison(folder / "law" / "comparison.json")
     folders = {arm.replace("-", " ", 1): [folder / "evaluations" / f"{arm}-{seed}" for seed in seeds] for arm in arms}
-    groups = read_folders({"base": [folder / "evaluations" / "base"], **folders})
+    every = read_folders({"base": [folder / "evaluations" / "base"], **folders})
+    groups = {group: [_without_probes(run) for run in runs] for group, runs in every.items()}
     for column in names_of(law.column):
         subset = PerplexityLandscape.from_dataset(load_rows(str(folder / f"selected-{seeds[0]}")), column=column)
         whole = PerplexityLandscape.from_dataset(scored, column=column)
@@ -55,7 +57,7 @@ def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int], 
         _composition_table(folder, seeds, arms),
         "## What the law said",
         f"```\n{format_comparison(forms)}\n\n{law}\n\n{law.optimum(landscape, args.num_tokens)}\n```",
-        _predictions(folder, law, groups, seeds),
+        _predictions(folder, law, every, seeds),
         *pictures,
         "## What it cost",
         _costs(folder, args, len(arms) * len(seeds)),
@@ -63,6 +65,11 @@ def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int], 
     path = folder / "report.md"
     write_atomically(path, "\n\n".join(sections) + "\n")
     return path
+
+
+def _without_probes(run: Run) -> Run:
+    """Without the loss that the law was fitted on, which is in none of the tables but that of its predictions."""
+    return replace(run, texts={name: texts for name, texts in run.texts.items() if name != PROBE_TEXTS})
 
 
 def _headline(groups: dict[str, list[Run]], law: ScalingLaw) -> str:
@@ -149,9 +156,12 @@ def _subset(folder: Path, arm: str, seed: int) -> Any:
 
 
 def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]], seeds: Sequence[int]) -> str:
-    """The law's prediction of the runs' domain loss beside what was measured."""
+    """The law's prediction of the runs' loss on the probes' held-out texts beside what was measured on them."""
     problem = check_intervals(law)
-    lines = ["| subset | predicted domain loss | 95 % interval | measured |", "|---|---:|---:|---:|"]
+    lines = [
+        "| subset | predicted loss on the probes' texts | 95 % interval | measured on them |",
+        "|---|---:|---:|---:|",
+    ]
     for arm in ARMS[:2]:
         group = arm.replace("-", " ", 1)
         for seed, run in zip(seeds, groups[group], strict=True):
@@ -161,7 +171,7 @@ def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]], se
             interval = "not known"
             if problem is None:
                 interval = "{:.3f} to {:.3f}".format(*law.predict_interval(*moments, num_tokens))
-            nll, tokens = run.texts["domain"]
+            nll, tokens = run.texts[PROBE_TEXTS]
             predicted = float(law.predict(*moments, num_tokens))
             lines.append(f"| {group}, seed {seed} | {predicted:.3f} | {interval} | {nll.sum() / tokens.sum():.3f} |")
     if problem is not None:

@@ -24,7 +24,8 @@ from training.precision import fast_bfloat16
 if TYPE_CHECKING:
     from datasets import Dataset
 
-TEXT_SETS = {"domain": "held_out", "general": "general"}  # the files of texts that each loss is of
+PROBE_TEXTS = "probes"  # the texts that the law predicts the loss of
+TEXT_SETS = {"domain": "held_out", "general": "general", PROBE_TEXTS: "probe_held_out"}  # each loss, and of which file
 ARMS = ("selected", "random-deduplicated", "random-raw")  # and the oracle, where it is asked for
 DRAWN = ("random-raw", "oracle")  # of all arms those without any score: chunks.jsonl
 CLEAN = "definition"  # what is clean in the column `kind`

@@ -206,7 +206,8 @@ def test_the_laws_predictions_say_when_they_have_no_interval(num_runs, tmp_path)
     for arm in ("random-deduplicated", "selected"):
         chunks = {"text": ["x", "y"], "perplexity": [10.0, 16.0], "num_tokens": [1000, 1000]}
         Dataset.from_dict(chunks).save_to_disk(tmp_path / f"{arm}-5")
-    run = Run("folder", texts={"domain": np.array([[50.0], [20.0]])})
+    texts = {"domain": np.array([[90.0], [20.0]]), "probes": np.array([[50.0], [20.0]])}
+    run = Run("folder", texts=texts)
     text = _predictions(tmp_path, law, {"random deduplicated": [run], "selected": [run]}, [5])
     assert text.count("| 2.500 |") == 2 and text.count(f"| {law.predict(13.0, 3.0, 2000):.3f} |") == 2
     assert (text.count("| not known |") == 2) == ("Without intervals: " in text) == (num_runs == 3)
