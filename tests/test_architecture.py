@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "recipes/fitting": "data hf_ppl_select landscape law likelihood plots probes recipes/training scoring selection "
     "trainer_callbacks",
     "recipes/quickstart_steps": "data hf_ppl_select landscape law likelihood plots recipes/comparing recipes/fitting "
-    "recipes/training scoring",
+    "recipes/scoring recipes/training scoring",
     "recipes/studying": "benchmarks data hf_ppl_select landscape law likelihood plots "
     "recipes/command_line recipes/fitting recipes/quickstart_steps recipes/training selection trainer_callbacks",
     "recipes/scoring": "data hf_ppl_select likelihood recipes/training",

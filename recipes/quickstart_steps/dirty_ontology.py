@@ -6,8 +6,8 @@
 Whole families of terms (all children of a term) are held out, for the domain loss and for a multiple-choice benchmark
 (a definition, which term? distractors are siblings), and others for the probes' loss. A definition that shares a run
 of eight words with a held-out one leaves the training documents. To the rest a stated, seeded share of what raw crawls
-hold is added: near-duplicates, boilerplate and garbled text, labelled in the column `kind`; `dirty=0` leaves the
-documents clean.
+hold is added (dirt.py), labelled in the column `kind`; `dirty=0` leaves the documents clean. Off-domain prose is from
+where the general texts are from, in other pieces.
 """
 
 from __future__ import annotations
@@ -26,32 +26,9 @@ import numpy as np
 
 from hf_ppl_select.data.overlap import contained_in, word_runs
 from hf_ppl_select.data.saving import write_atomically
+from quickstart_steps.dirt import add_dirt
 
-BOILERPLATE = (
-    "We use cookies to improve your experience on this site.",
-    "By continuing to browse you agree to our cookie policy.",
-    "Accept all cookies or manage your preferences below.",
-    "Sign up for our newsletter and never miss an update.",
-    "Enter your email address to subscribe.",
-    "Home | About us | Contact | Careers | Press",
-    "All rights reserved. No part of this site may be reproduced without permission.",
-    "Terms of service and privacy policy apply.",
-    "Share this page on social media.",
-    "Click here to read more articles like this one.",
-    "You have reached your limit of free articles this month.",
-    "Log in or create an account to continue reading.",
-    "This page was last updated by the web team.",
-    "JavaScript is disabled in your browser. Please enable it to view this page.",
-    "Skip to main content. Skip to search. Back to top.",
-    "Related links: frequently asked questions, site map, accessibility.",
-    "Print this page. Email this page to a friend.",
-    "Your session has expired. Please refresh the page.",
-    "Advertisement. Story continues below.",
-    "Was this page helpful? Yes. No. Send feedback.",
-    "Showing 1 to 10 of 248 results. Next page.",
-    "Download our app for the best experience.",
-)
-
+DIRTY = 0.75  # share of the documents' characters, in equal parts of five kinds
 NUM_GENERAL = 30  # general texts, of some 200 tokens each
 
 
@@ -114,40 +91,6 @@ def split_terms(terms: dict[str, Term], num_held_out: int, seed: int) -> tuple[l
     return training, chosen
 
 
-def dirty_pages(clean: list[str], kind: str, num_characters: int, rng: random.Random) -> Iterator[dict[str, str]]:
-    """Pages of one kind of dirt until `num_characters` are written."""
-    mirrored = clean[:12]
-    written = 0
-    while written < num_characters:
-        if kind == "near_duplicate":
-            words = rng.choice(mirrored).split(" ")
-            if len(words) > 6:
-                del words[rng.randrange(3, len(words))]
-            page = " ".join(words)
-        elif kind == "boilerplate":
-            page = " ".join(rng.sample(BOILERPLATE, 6))
-        else:
-            words = " ".join(rng.sample(clean, 3)).split()
-            rng.shuffle(words)
-            page = " ".join(word[::-1] if rng.random() < 0.3 else word for word in words)
-        written += len(page)
-        yield {"text": page, "kind": kind}
-
-
-def make_documents(training: list[Term], num_definitions: int, dirty: float, seed: int) -> list[dict[str, str]]:
-    """Clean definitions and a share `dirty` of all characters of dirt, in equal parts of three kinds, shuffled."""
-    if not 0 <= dirty < 1:
-        raise ValueError(f"dirty is a share of the corpus, from 0 to below 1, not {dirty}.")
-    rng = random.Random(seed)
-    clean = [term.text for term in training[:num_definitions]]
-    documents = [{"text": text, "kind": "definition"} for text in clean]
-    each = sum(map(len, clean)) * dirty / (1 - dirty) / 3
-    for kind in ("near_duplicate", "boilerplate", "garbled"):
-        documents += dirty_pages(clean, kind, int(each), rng)
-    rng.shuffle(documents)
-    return documents
-
-
 def make_questions(families: list[list[Term]], num_questions: int, seed: int) -> list[dict]:
     """A definition, which of four sibling terms? Definitions that name their term are left out."""
     rng = random.Random(seed)
@@ -195,7 +138,7 @@ def write_corpus(
     num_questions: int = 100,
     num_general: int = NUM_GENERAL,
     num_trusted: int = 300,
-    dirty: float = 0.5,
+    dirty: float = DIRTY,
     seed: int = 0,
 ) -> dict[str, Path]:
     """Write documents, trusted, held_out, probe_held_out, general, ontology_questions as .jsonl into `folder`; returns
@@ -204,7 +147,13 @@ def write_corpus(
     sizes = np.cumsum([len(family) for family in families])
     enough = int(np.searchsorted(sizes, num_held_out)) + 1
     families, of_probes = families[:enough], families[enough:]
-    documents = make_documents(training, num_definitions, dirty, seed)
+    if not 0 <= dirty < 1:
+        raise ValueError(f"dirty is a share of the corpus, from 0 to below 1, not {dirty}.")
+    clean, rng = [term.text for term in training[:num_definitions]], random.Random(seed)
+    pieces = general_texts(10_000, seed)
+    general = pieces[:num_general]
+    off_domain = [piece for piece in pieces[num_general:] if piece not in general]
+    documents = add_dirt(clean, off_domain, dirty, rng)
     others = [term.text for term in training[num_definitions:][: 4 * num_trusted]]
     known = set(contained_in(others, (row["text"] for row in documents)))
     trusted = [text for position, text in enumerate(others) if position not in known][:num_trusted]
@@ -213,7 +162,7 @@ def write_corpus(
         "trusted": [{"text": text} for text in trusted],
         "held_out": _held_out(families),
         "probe_held_out": _held_out(of_probes),
-        "general": [{"text": text} for text in general_texts(num_general, seed)],
+        "general": [{"text": text} for text in general],
         "ontology_questions": make_questions(families, num_questions, seed),
     }
     tables = {name: rows for name, rows in tables.items() if rows or name != "probe_held_out"}

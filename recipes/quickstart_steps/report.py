@@ -98,8 +98,8 @@ def _headline(groups: dict[str, list[Run]], law: ScalingLaw) -> str:
 def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
     corpus = args.dataset_name or "definitions of the Human Phenotype Ontology"
     dirt = (
-        f" A share of {args.dirty:.0%} of it is dirt put there on purpose (seed {args.seed}): near-duplicates, "
-        "boilerplate and garbled text in equal parts."
+        f" A share of {args.dirty:.0%} of it is dirt put there on purpose (seed {args.seed}), in equal "
+        "parts: bad scans, boilerplate, near-duplicates, off-domain prose and tables of codes."
         if args.dataset_name is None and args.dirty
         else ""
     )

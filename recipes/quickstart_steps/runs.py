@@ -28,7 +28,7 @@ PROBE_TEXTS = "probes"  # the texts that the law predicts the loss of
 TEXT_SETS = {"domain": "held_out", "general": "general", PROBE_TEXTS: "probe_held_out"}  # each loss, and of which file
 ARMS = ("selected", "random-deduplicated", "random-raw")  # and the oracle, where it is asked for
 DRAWN = ("random-raw", "oracle")  # of all arms those without any score: chunks.jsonl
-CLEAN = "definition"  # what is clean in the column `kind`
+CLEAN = "clean"  # what is clean in the column `kind`
 _COSTS = {"seconds": Names(Number(0, 1e9))}
 
 

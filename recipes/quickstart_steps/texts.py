@@ -11,7 +11,7 @@ from pathlib import Path
 from hf_ppl_select.data.load import load_rows, load_texts
 from hf_ppl_select.data.overlap import split_apart, word_runs
 from hf_ppl_select.data.saving import write_atomically
-from quickstart_steps.dirty_ontology import NUM_GENERAL, general_texts, write_corpus
+from quickstart_steps.dirty_ontology import DIRTY, NUM_GENERAL, general_texts, write_corpus
 from quickstart_steps.done import Step
 from scoring.trusted import read_trusted
 
@@ -39,8 +39,8 @@ class QuickstartArguments:
     kind_column: str | None = field(
         default=None, metadata={"help": "Column that says what a document is, where known: counted in the report."}
     )
-    dirty: float = field(default=0.5, metadata={"help": "Share of dirt in the ontology corpus; 0 leaves it clean."})
-    num_documents: int = field(default=1000, metadata={"help": "Documents to take, besides dirt and held-out ones."})
+    dirty: float = field(default=DIRTY, metadata={"help": "Share of dirt in the ontology corpus; 0 leaves it clean."})
+    num_documents: int = field(default=450, metadata={"help": "Documents to take, besides dirt and held-out ones."})
     chunk_length: int = field(default=128, metadata={"help": "Tokens in a chunk."})
     max_sentence_documents: int = field(
         default=20, metadata={"help": "Sentences in more documents than this are cut out."}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.overlap import contained_in, word_runs
+from quickstart_steps.dirt import boilerplate, near_duplicate, ocr_noise
 from quickstart_steps.texts import write_jsonl
-from studying.dirt import boilerplate, near_duplicate, ocr_noise
 from studying.plan import StudyArguments
 from studying.texts import cut
 

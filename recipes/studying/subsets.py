@@ -58,7 +58,7 @@ def choose_rows(
     if arm in ("random", "oracle", *QUARTERS):
         rows = np.arange(len(scored))
         if arm == "oracle":
-            rows = np.flatnonzero(np.isin(scored["kind"][:], ["clean", CLEAN]))
+            rows = np.flatnonzero(np.isin(scored["kind"][:], [CLEAN, "definition"]))
         elif arm in QUARTERS:
             scores = np.array(scored[QUARTERS[arm]][:], dtype=np.float64)
             if arm.startswith("ifd"):  # from 1 on the prompt is of no help: rows that IFD leaves out

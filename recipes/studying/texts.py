@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.overlap import contained_in, word_runs
-from quickstart_steps.dirty_ontology import general_texts, write_corpus
+from quickstart_steps.dirt import add_dirt
+from quickstart_steps.dirty_ontology import general_texts, read_terms, split_terms, write_corpus
 from quickstart_steps.texts import write_jsonl
-from studying.dirt import add_dirt
+from studying.ontology_dirt import make_documents
 from studying.plan import StudyArguments
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def write_texts(
         num_clean = int(args.corpus_tokens * (1 - args.dirty) / _DEFINITION)
         sizes = {"num_held_out": 4 * args.num_held_out, "num_trusted": args.trusted_tokens // _DEFINITION}
         sizes["num_probe_held_out"] = 0
-        write_corpus(folder, num_definitions=num_clean, dirty=args.dirty, seed=seed, **sizes)
+        write_corpus(folder, num_definitions=num_clean, dirty=0, seed=seed, **sizes)
+        training = split_terms(read_terms(), sizes["num_held_out"], seed)[0]
+        write_jsonl(folder / "documents.jsonl", make_documents(training, num_clean, args.dirty, seed))
         held_out = [row["text"] for row in load_rows(str(folder / "held_out.jsonl"))]
         write_jsonl(folder / "held_out.jsonl", [{"text": text} for text in held_out[: args.num_held_out]])
     else:

@@ -7,11 +7,11 @@ python tests/bench/bench_scores_on_dirt.py --corpus medquad.parquet --text_colum
 python tests/bench/bench_scores_on_dirt.py --scored outputs/dirt/chunks.parquet   # score columns that are there
 ```
 
-A corpus of clean documents is dirtied (the ontology by recipes/quickstart_steps, others by recipes/studying/dirt.py)
-and cut into chunks of one kind each. The trusted sample is of other documents; `ngram_ratio` is fitted to it and to
-all chunks, so is `dsir_ratio` (10,000 buckets, 1e-8 added to both shares, as DSIR's package has it, but the mean over
-n-grams), and `perplexity` is the base model's, of `--num_chunks` of them, half of them clean. Chunks with their scores
-and trusted.jsonl are left in `--output_dir`: whoever has another score adds its column and runs `--scored`.
+A corpus of clean documents is dirtied (recipes/quickstart_steps/dirt.py) and cut into chunks of one kind each. The
+trusted sample is of other documents; `ngram_ratio` is fitted to it and to all chunks, so is `dsir_ratio` (10,000
+buckets, 1e-8 added to both shares, as DSIR's package has it, but the mean over n-grams), and `perplexity` is the base
+model's, of `--num_chunks` of them, half of them clean. Chunks with their scores and trusted.jsonl are left in
+`--output_dir`: whoever has another score adds its column and runs `--scored`.
 
 AUC: how often a clean chunk beats a dirty one; 0.5 is chance. Behind it the middle 95 % of 1,000 resamples of the
 chunks (of one corpus and one trusted sample). Of perplexity, beating is being lower, or nearer to the median; of every
@@ -113,19 +113,19 @@ def ontology(args, folder):
     from quickstart_steps.dirty_ontology import read_terms, split_terms, write_corpus
 
     options = {"num_definitions": args.num_documents, "dirty": args.dirty, "seed": args.seed}
-    paths = write_corpus(folder / "texts", num_held_out=200, **options)
+    paths = write_corpus(folder / "texts", num_held_out=200, num_probe_held_out=70, **options)
     documents = [json.loads(line) for line in paths["documents"].read_text(encoding="utf-8").splitlines()]
-    used = {row["text"] for row in documents if row["kind"] == "definition"}
-    training, _ = split_terms(read_terms(), 200, args.seed)
+    used = {row["text"] for row in documents if row["kind"] == "clean"}
+    training, _ = split_terms(read_terms(), 270, args.seed)
     return documents, [term.text for term in training if term.text not in used]
 
 
 def dirtied(args):
-    """Documents of a parquet file with studying/dirt.py's dirt among them, and other documents of it."""
+    """Documents of a parquet file with quickstart_steps/dirt.py's dirt among them, and other documents of it."""
     import pyarrow.parquet as pq
 
+    from quickstart_steps.dirt import add_dirt
     from quickstart_steps.dirty_ontology import general_texts
-    from studying.dirt import add_dirt
 
     rng = random.Random(args.seed)
     texts = pq.read_table(args.corpus, columns=[args.text_column])[args.text_column].to_pylist()

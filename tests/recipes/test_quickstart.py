@@ -82,10 +82,10 @@ def test_killed_and_run_again_it_ends_with_a_report(tiny_model_dir, tmp_path):
         for line in lines:
             assert line.count("[") == others and sum(line.count(verdict) for verdict in verdicts) == others
     assert report.split("\n\n")[1].startswith("**Domain loss of the selected subset") and report.count("against") >= 3
-    (oracle,) = [line for line in report.splitlines() if line.startswith("| definition")]
+    (oracle,) = [line for line in report.splitlines() if line.startswith("| clean")]
     assert oracle.endswith("| 100.0% |") and "Random clean chunks, known by their labels" in report
-    assert "50% of it is dirt" in report and "nan" not in report and "perplexity_ratio" in report
-    for line in (line for line in report.splitlines() if line.startswith("| garbled")):
+    assert "75% of it is dirt" in report and "nan" not in report and "perplexity_ratio" in report
+    for line in (line for line in report.splitlines() if line.startswith("| ocr_noise")):
         assert line.count("%") == 6, "documents, what deduplication left, and four subsets"
     assert all((folder / path).stat().st_size > 10_000 for path in re.findall(r"\]\(([^)]+\.png)\)", report))
     assert re.search(r"landscape_perplexity(_ratio)?\.png", report)
