@@ -105,6 +105,9 @@ def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
             if args.trusted
             else "documents of the corpus that were held out, clean or not."
         )
+    measured += (
+        " The law's probes were measured on the same texts, which may flatter the subset that it chose a little."
+    )
     seeds = f"{args.num_seeds} seed" + "s" * (args.num_seeds > 1)
     return (
         f"{args.model or 'SmolLM2-135M-Instruct'} on {corpus}, {landscape.num_chunks:,} chunks of {args.chunk_length} "
