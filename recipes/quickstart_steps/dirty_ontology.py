@@ -29,7 +29,7 @@ from hf_ppl_select.data.saving import write_atomically
 from quickstart_steps.dirt import add_dirt
 
 DIRTY = 0.75  # share of the documents' characters, in equal parts of five kinds
-NUM_GENERAL = 30  # general texts, of some 200 tokens each
+NUM_GENERAL = 15  # general texts, of some 200 tokens each
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,9 @@ def write_corpus(
     folder: str | Path,
     *,
     num_definitions: int = 3000,
-    num_held_out: int = 200,
+    num_held_out: int = 140,
     num_probe_held_out: int = 70,
-    num_questions: int = 100,
+    num_questions: int = 60,
     num_general: int = NUM_GENERAL,
     num_trusted: int = 300,
     dirty: float = DIRTY,
