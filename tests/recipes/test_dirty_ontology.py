@@ -91,7 +91,7 @@ def test_probes_are_measured_on_other_families(terms, tmp_path):
         for name in ("held_out", "probe_held_out")
     ]
     assert len(parts[0]) >= 135 and len(parts[1]) >= 60, "but for those at the end that do not fill a text"
-    families = [{of_text[term.text] for term in family} for family in split_terms(terms, 270, seed=0)[1]]
+    families = [{of_text[term.text] for term in family} for family in split_terms(terms, 140 + 70, seed=0)[1]]
     assert all(bool(family & parts[0]) != bool(family & parts[1]) for family in families)
 
 
