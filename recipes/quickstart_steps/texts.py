@@ -7,14 +7,19 @@ import random
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_ppl_select.data.load import load_rows, load_texts
-from hf_ppl_select.data.overlap import split_apart, word_runs
+from hf_ppl_select.data.overlap import contained_in, split_apart, word_runs
 from hf_ppl_select.data.saving import write_atomically
-from quickstart_steps.dirty_ontology import DIRTY, NUM_GENERAL, general_texts, write_corpus
+from quickstart_steps.dirty_ontology import DIRTY, NUM_GENERAL, apart, general_texts, write_corpus
 from quickstart_steps.done import Step
 from scoring.trusted import read_trusted
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_MADE = "3: probes' texts apart, five kinds of dirt"  # to be changed with what is written: else an old folder is taken
 _HELD_OUT_EACH = 1000  # characters of a text,
 _HELD_OUT_IN_ALL = 26_000  # and of all: a run is measured in half the time that it trains
 _FOR_PROBES_IN_ALL = 14_000  # probes are measured 24 times, on texts of their own, which are a third
@@ -34,13 +39,16 @@ class QuickstartArguments:
     )
     eval_file: str | None = field(
         default=None,
-        metadata={"help": "Held-out texts of the domain: a file. Default: a part of trusted, or of the documents."},
+        metadata={"help": "Held-out texts, a third of them for the probes. Default: of trusted, or of documents."},
     )
     kind_column: str | None = field(
         default=None, metadata={"help": "Column that says what a document is, where known: counted in the report."}
     )
     dirty: float = field(default=DIRTY, metadata={"help": "Share of dirt in the ontology corpus; 0 leaves it clean."})
-    num_documents: int = field(default=450, metadata={"help": "Documents to take, besides dirt and held-out ones."})
+    num_documents: int | None = field(
+        default=None,
+        metadata={"help": "To take, besides dirt and held-out ones. Default: 450 of the ontology, 1,000 of your own."},
+    )
     chunk_length: int = field(default=128, metadata={"help": "Tokens in a chunk."})
     max_sentence_documents: int = field(
         default=20, metadata={"help": "Sentences in more documents than this are cut out."}
@@ -60,6 +68,8 @@ class QuickstartArguments:
     seed: int = field(default=0, metadata={"help": "Of the corpus and, counting up, of subsets and runs."})
 
     def __post_init__(self):
+        if self.num_documents is None:
+            self.num_documents = 450 if self.dataset_name is None else 1000
         if self.oracle and self.dataset_name is not None:
             raise ValueError("--oracle needs labels of what is clean, which only the quickstart's own corpus has.")
         for name in ("trusted", "eval_file", "kind_column"):
@@ -75,7 +85,7 @@ def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
         of_own := [n for n in ("trusted", "eval_file", "kind_column") if getattr(args, n)]
     ):
         raise ValueError(f"--{of_own[0]} is for a dataset of your own: name it with --dataset_name.")
-    options = (*own, args.text_column, args.kind_column, args.dirty, args.num_documents, args.seed)
+    options = (_MADE, *own, args.text_column, args.kind_column, args.dirty, args.num_documents, args.seed)
     read = tuple(Path(name) for name in own if name is not None)
     step = Step(folder.parent, folder.name, tuple(map(str, options)), read)
     if not step.is_done():
@@ -93,14 +103,14 @@ def _split_documents(folder: Path, args: QuickstartArguments) -> None:
 
     A third of them is for the probes: a law that chooses by texts would be flattered by a report on the same ones.
     """
+    rows = load_rows(args.dataset_name)
     texts, kinds = _texts(args.dataset_name, args), None
     if args.kind_column is not None:
-        rows = load_rows(args.dataset_name)
         if args.kind_column not in rows.column_names:
             there = ", ".join(rows.column_names)
             raise ValueError(f"{args.dataset_name} has no column {args.kind_column!r}; its columns are {there}.")
-        both = zip(rows[args.kind_column][:], rows[args.text_column][:])
-        kinds = [str(kind) for kind, text in both if text and text.strip()]
+        both = zip(rows[args.kind_column][:], rows[_text_column(rows, args)][:])
+        kinds = ["unknown" if kind is None else str(kind) for kind, text in both if text and text.strip()]
     order = random.Random(args.seed).sample(range(len(texts)), len(texts))
     texts = [texts[i] for i in order]
     kinds = ["document"] * len(texts) if kinds is None else [kinds[i] for i in order]
@@ -111,33 +121,35 @@ def _split_documents(folder: Path, args: QuickstartArguments) -> None:
         held_out = _texts(args.eval_file, args)
         if args.trusted is not None:
             read_trusted(args.trusted, args.eval_file, args.text_column)  # which refuses shared runs of words
-        random.Random(args.seed).shuffle(held_out)
     elif trusted is not None:
-        kept, apart = split_apart(trusted, 0.7, args.seed)
-        trusted, held_out = [trusted[i] for i in kept], [trusted[i] for i in apart]
+        kept, others = split_apart(trusted, 0.7, args.seed)
+        trusted, held_out = [trusted[i] for i in kept], [trusted[i] for i in others]
     else:
-        used = max(3, min(200, len(texts) // 20))
+        used = max(6, min(200, len(texts) // 20))
         held_out = texts[:used]
     runs = {run for text in held_out for run in word_runs(text)}
-    if len(held_out) < 3:
-        raise ValueError(
-            f"there are {len(held_out)} held-out texts; the quickstart needs 3, one of them for the probes: give more "
-            "by --eval_file, or more --trusted texts."
-        )
+    random.Random(args.seed).shuffle(held_out)
     third = len(held_out) // 3
-    parts = {
-        "probe_held_out": _cut(held_out[:third], _FOR_PROBES_IN_ALL),
-        "held_out": _cut(held_out[third:], _HELD_OUT_IN_ALL),
-    }
+    of_report, known = held_out[third:], set(contained_in(held_out[:third], held_out[third:]))
+    of_probes = [text for position, text in enumerate(held_out[:third]) if position not in known]
+    if not of_probes:
+        raise ValueError(
+            f"{len(held_out)} held-out texts are too few, or copies of one another: a third of them is for the "
+            "probes, and none of that is left. Give more by --eval_file, or more --trusted texts."
+        )
+    parts = {"probe_held_out": _cut(of_probes, _FOR_PROBES_IN_ALL), "held_out": _cut(of_report, _HELD_OUT_IN_ALL)}
     documents: list[dict] = []
     for text, kind in zip(texts[used:], kinds[used:]):
         if len(documents) == args.num_documents:
             break
         if runs.isdisjoint(word_runs(text)):
             documents.append({"text": text, "kind": kind})
+    if not documents:
+        raise ValueError(f"every document of {args.dataset_name} shares eight words in a row with the held-out texts.")
     for name, part in parts.items():
         write_jsonl(folder / f"{name}.jsonl", [{"text": text} for text in part])
-    write_jsonl(folder / "general.jsonl", [{"text": text} for text in general_texts(NUM_GENERAL, args.seed)])
+    general = apart(general_texts(10_000, args.seed), NUM_GENERAL, (row["text"] for row in documents))
+    write_jsonl(folder / "general.jsonl", [{"text": text} for text in general])
     if trusted is not None:
         write_jsonl(folder / "trusted.jsonl", [{"text": text} for text in trusted])
     write_jsonl(folder / "documents.jsonl", documents)
@@ -145,14 +157,17 @@ def _split_documents(folder: Path, args: QuickstartArguments) -> None:
 
 def _cut(texts: list[str], in_all: int) -> list[str]:
     """The beginnings of the first texts that have so many characters together, or of the first one."""
-    beginnings = [text[:_HELD_OUT_EACH] for text in texts]
+    beginnings = [text.strip()[:_HELD_OUT_EACH] for text in texts]
     return beginnings[: max(1, sum(length <= in_all for length in accumulate(map(len, beginnings))))]
+
+
+def _text_column(rows: Dataset, args: QuickstartArguments) -> str:
+    return args.text_column if args.text_column in rows.column_names else "text"
 
 
 def _texts(name: str, args: QuickstartArguments) -> list[str]:
     """The texts of a file, in the documents' text column, or in `text`."""
-    column = args.text_column if args.text_column in load_rows(name).column_names else "text"
-    return load_texts(name, column)[0]["text"][:]
+    return load_texts(name, _text_column(load_rows(name), args))[0]["text"][:]
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:

@@ -21,8 +21,7 @@ DESCRIBED = {
     "clean": "the same documents alone",
     "answers": "prompts and completions of --dataset_name, for fine-tuning, among bad ones: answers to another "
     "question, badly scanned ones, near-duplicates, boilerplate; scored and trained on by their completions",
-    "ontology": "the quickstart's: definitions of the Human Phenotype Ontology among near-duplicates, boilerplate and "
-    "garbled text",
+    "ontology": "definitions of the Human Phenotype Ontology among near-duplicates, boilerplate and garbled text",
 }
 LAWS = {  # by arm, the score columns whose best form by leave-one-run-out it is
     "law perplexity": ("perplexity",),

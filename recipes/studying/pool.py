@@ -76,7 +76,7 @@ class Pool:
         options = {
             "dataset_name": texts / "documents.jsonl",
             "text_column": self.column,
-            "near_threshold": 0.6 if self.corpus == "ontology" else 0.8,  # as the quickstart has it; the default
+            "near_threshold": 0.6 if self.corpus == "ontology" else 0.8,  # documents are short; the default
             "max_sentence_documents": 20,
             "count_by": "kind",
         }

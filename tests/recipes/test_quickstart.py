@@ -155,7 +155,7 @@ def test_texts_of_ones_own(tmp_path):
     assert {row["text"] for row in found["documents"]} == set(texts[:100]), "not those that held-out texts hold"
     measured = {name: {row["text"] for row in found[name]} for name in ("held_out", "probe_held_out")}
     assert {len(text) for part in measured.values() for text in part} == {1000}
-    assert len(measured["held_out"]) == 34 and len(measured["probe_held_out"]) == 14, "of 50: 14,000 characters"
+    assert len(measured["held_out"]) == 26 and len(measured["probe_held_out"]) == 14, "of 50: 14,000 characters"
     assert not measured["held_out"] & measured["probe_held_out"]
 
     found = prepare("b", trusted=str(tmp_path / "trusted.jsonl"), kind_column="kind")
@@ -167,10 +167,10 @@ def test_texts_of_ones_own(tmp_path):
     assert all(("and more" in row["text"]) == (row["kind"] == "leak") for row in found["documents"])
 
     found = prepare("c")
-    assert len(found["held_out"]) == 4 and len(found["probe_held_out"]) == 1
-    assert len(found["documents"]) == 100 and "trusted" not in found
+    assert len(found["held_out"]) == 4 and len(found["probe_held_out"]) == 2
+    assert len(found["documents"]) == 99 and "trusted" not in found
     write(tmp_path / "two.jsonl", texts[150:152])
-    with pytest.raises(ValueError, match="there are 2 held-out texts; the quickstart needs 3"):
+    with pytest.raises(ValueError, match="2 held-out texts are too few, or copies of one another"):
         prepare("e", eval_file=str(tmp_path / "two.jsonl"))
     write(tmp_path / "leak.jsonl", [*texts[100:110], *texts[150:155]])
     with pytest.raises(
