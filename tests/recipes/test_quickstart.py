@@ -133,7 +133,7 @@ def write(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def test_texts_of_ones_own(tmp_path):
+def test_texts_of_ones_own(tmp_path, monkeypatch, capsys):
     """Held out: of a file, or of the trusted texts, or of the documents; and no document shares a run with them."""
     from quickstart_steps.texts import QuickstartArguments, prepare_texts
 
@@ -169,8 +169,26 @@ def test_texts_of_ones_own(tmp_path):
     found = prepare("c")
     assert len(found["held_out"]) == 4 and len(found["probe_held_out"]) == 2
     assert len(found["documents"]) == 99 and "trusted" not in found
+    again = prepare("c", num_documents=99)
+    assert again == found, "made as before"
+    monkeypatch.setattr("quickstart_steps.texts._MADE", "otherwise")
+    assert prepare("c") == found and "is made again: it was asked for otherwise" in capsys.readouterr().out
+
+    write(tmp_path / "sorted.jsonl", [*texts[150:160], *(f"{text} other" for text in texts[160:200])])
+    found = prepare("g", trusted=str(tmp_path / "sorted.jsonl"))
+    assert sum("other" in row["text"] for row in found["probe_held_out"]) > 0 and "other" in str(found["held_out"])
+    write(tmp_path / "copies.jsonl", [text for text in texts[150:160] for _ in range(3)])
+    found = prepare("h", eval_file=str(tmp_path / "copies.jsonl"))
+    of_probes = {row["text"] for row in found["probe_held_out"]}
+    assert of_probes and of_probes.isdisjoint(row["text"] for row in found["held_out"])
+    write(tmp_path / "copies.jsonl", [texts[150]] * 9)
+    with pytest.raises(ValueError, match="Held-out texts are too few, 1 but for copies: a third"):
+        prepare("i", eval_file=str(tmp_path / "copies.jsonl"))
+    write(tmp_path / "all.jsonl", [*texts[:100], *texts[150:155]])
+    with pytest.raises(ValueError, match="every document of .*documents.jsonl shares eight words in a row with the"):
+        prepare("j", eval_file=str(tmp_path / "all.jsonl"))
     write(tmp_path / "two.jsonl", texts[150:152])
-    with pytest.raises(ValueError, match="2 held-out texts are too few, or copies of one another"):
+    with pytest.raises(ValueError, match="Held-out texts are too few, 2 but for copies"):
         prepare("e", eval_file=str(tmp_path / "two.jsonl"))
     write(tmp_path / "leak.jsonl", [*texts[100:110], *texts[150:155]])
     with pytest.raises(
@@ -183,6 +201,20 @@ def test_texts_of_ones_own(tmp_path):
         QuickstartArguments(eval_file="x.jsonl")
     with pytest.raises(ValueError, match="--oracle needs labels"):
         QuickstartArguments(oracle=True, dataset_name="x.jsonl")
+
+
+def test_a_budget_above_what_there_is_is_told_before_training(tmp_path):
+    from quickstart_steps.runs import check_budget, draw_from_clean
+
+    rows = {"text": ["a", "b"], "kind": ["clean", "boilerplate"], "num_tokens": [100, 50]}
+    Dataset.from_dict(rows).save_to_disk(tmp_path / "scored")
+    check_budget(Dataset.from_dict(rows), 150)
+    with pytest.raises(ValueError, match="have 150 tokens, fewer than --num_tokens 151; lower it, or raise --num_doc"):
+        check_budget(Dataset.from_dict(rows), 151)
+    draw_from_clean(tmp_path / "scored", tmp_path / "oracle", num_tokens=100, seed=0)
+    assert json.loads((tmp_path / "oracle" / "chunks.jsonl").read_text())["text"] == "a"
+    with pytest.raises(ValueError, match="have 100 clean tokens, fewer than --num_tokens 101"):
+        draw_from_clean(tmp_path / "scored", tmp_path / "oracle", num_tokens=101, seed=0)
 
 
 @pytest.mark.parametrize("num_runs", [3, 8])
