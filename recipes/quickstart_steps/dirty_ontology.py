@@ -153,14 +153,14 @@ def write_corpus(
 ) -> dict[str, Path]:
     """Write documents, trusted, held_out, probe_held_out, general, ontology_questions as .jsonl into `folder`; returns
     their paths."""
+    if not 0 <= dirty < 1:
+        raise ValueError(f"dirty is a share of the corpus, from 0 to below 1, not {dirty}.")
     training, families = split_terms(read_terms(), num_held_out + num_probe_held_out, seed)
     sizes = np.cumsum([len(family) for family in families])
     enough = int(np.searchsorted(sizes, num_held_out)) + 1
     families, of_probes = families[:enough], families[enough:]
     runs = {run for family in families for term in family for run in word_runs(term.text)}
     of_probes = [[term for term in family if runs.isdisjoint(word_runs(term.text))] for family in of_probes]
-    if not 0 <= dirty < 1:
-        raise ValueError(f"dirty is a share of the corpus, from 0 to below 1, not {dirty}.")
     clean, rng = [term.text for term in training[:num_definitions]], random.Random(seed)
     pieces = general_texts(10_000, seed)
     off_domain = [piece for piece in pieces[num_general:] if piece not in pieces[:num_general]]

@@ -81,10 +81,6 @@ def prepare_texts(folder: Path, args: QuickstartArguments) -> dict[str, Path]:
     """Write documents, held-out texts (the probes' and the report's), general texts and questions once; the paths of
     those there are, by name."""
     own = (args.dataset_name, args.trusted, args.eval_file)
-    if args.dataset_name is None and (
-        of_own := [n for n in ("trusted", "eval_file", "kind_column") if getattr(args, n)]
-    ):
-        raise ValueError(f"--{of_own[0]} is for a dataset of your own: name it with --dataset_name.")
     options = (_MADE, *own, args.text_column, args.kind_column, args.dirty, args.num_documents, args.seed)
     read = tuple(Path(name) for name in own if name is not None)
     step = Step(folder.parent, folder.name, tuple(map(str, options)), read)
