@@ -39,7 +39,6 @@ from quickstart_steps.texts import QuickstartArguments, prepare_texts
 
 
 def main(args):
-    from hf_ppl_select.data.load import load_rows
     from hf_ppl_select.likelihood.model_identity import resolve_revision
     from quickstart_steps.done import Step
     from quickstart_steps.offline_model import offline_model
@@ -120,7 +119,7 @@ def main(args):
         keep_columns="kind",
         **reference,
     )
-    check_budget(load_rows(str(scored)), args.num_tokens)
+    check_budget(scored, args.num_tokens, oracle=args.oracle)  # before probes are trained for nothing
     step(
         f"Fit the law to {args.num_probes} probes of {args.probe_tokens:,} tokens",
         "law",

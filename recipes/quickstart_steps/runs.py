@@ -52,21 +52,24 @@ def draw_from_documents(
     _draw(chunks.add_column("num_tokens", counts), folder, num_tokens, seed)
 
 
-def check_budget(chunks: Dataset, num_tokens: int, which: str = "") -> None:
-    """ValueError where there are fewer tokens than a subset is to have, before anything is trained."""
-    if (there := sum(chunks["num_tokens"][:])) < num_tokens:
-        raise ValueError(
-            f"the deduplicated documents have {there:,} {which}tokens, fewer than --num_tokens {num_tokens:,}; "
-            "lower it, or raise --num_documents."
-        )
+def check_budget(scored: Path, num_tokens: int, *, oracle: bool) -> None:
+    """ValueError where there are fewer tokens than a subset, or one of clean chunks, is to have."""
+    chunks = load_rows(str(scored)).select_columns(["kind", "num_tokens"])
+    there = {"": sum(chunks["num_tokens"][:])}
+    if oracle:
+        there["clean "] = sum(n for n, kind in zip(chunks["num_tokens"][:], chunks["kind"][:]) if kind == CLEAN)
+    for which, tokens in there.items():
+        if tokens < num_tokens:
+            raise ValueError(
+                f"the deduplicated documents have {tokens:,} {which}tokens, fewer than --num_tokens {num_tokens:,}; "
+                "lower it, or raise --num_documents."
+            )
 
 
 def draw_from_clean(scored: Path, folder: Path, *, num_tokens: int, seed: int) -> None:
     """Chunks that are known to be clean, of the deduplicated ones, drawn in the same way."""
     chunks = load_rows(str(scored)).select_columns(["text", "kind", "num_tokens"])
-    clean = chunks.filter(lambda row: row["kind"] == CLEAN)
-    check_budget(clean, num_tokens, "clean ")
-    _draw(clean, folder, num_tokens, seed)
+    _draw(chunks.filter(lambda row: row["kind"] == CLEAN), folder, num_tokens, seed)
 
 
 def _draw(chunks: Dataset, folder: Path, num_tokens: int, seed: int) -> None:

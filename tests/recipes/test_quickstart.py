@@ -203,18 +203,19 @@ def test_texts_of_ones_own(tmp_path, monkeypatch, capsys):
         QuickstartArguments(oracle=True, dataset_name="x.jsonl")
 
 
-def test_a_budget_above_what_there_is_is_told_before_training(tmp_path):
+def test_a_budget_above_what_there_is_is_told_before_probes_are_trained(tmp_path):
     from quickstart_steps.runs import check_budget, draw_from_clean
 
     rows = {"text": ["a", "b"], "kind": ["clean", "boilerplate"], "num_tokens": [100, 50]}
     Dataset.from_dict(rows).save_to_disk(tmp_path / "scored")
-    check_budget(Dataset.from_dict(rows), 150)
+    check_budget(tmp_path / "scored", 150, oracle=False)
+    check_budget(tmp_path / "scored", 100, oracle=True)
     with pytest.raises(ValueError, match="have 150 tokens, fewer than --num_tokens 151; lower it, or raise --num_doc"):
-        check_budget(Dataset.from_dict(rows), 151)
+        check_budget(tmp_path / "scored", 151, oracle=False)
+    with pytest.raises(ValueError, match="have 100 clean tokens, fewer than --num_tokens 101"):
+        check_budget(tmp_path / "scored", 101, oracle=True)
     draw_from_clean(tmp_path / "scored", tmp_path / "oracle", num_tokens=100, seed=0)
     assert json.loads((tmp_path / "oracle" / "chunks.jsonl").read_text())["text"] == "a"
-    with pytest.raises(ValueError, match="have 100 clean tokens, fewer than --num_tokens 101"):
-        draw_from_clean(tmp_path / "scored", tmp_path / "oracle", num_tokens=101, seed=0)
 
 
 @pytest.mark.parametrize("num_runs", [3, 8])
