@@ -15,12 +15,12 @@ import importlib.util
 import json
 import random
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-
-import numpy as np
 
 from hf_ppl_select.data.overlap import contained_in, word_runs
 from hf_ppl_select.data.saving import write_atomically
@@ -156,8 +156,8 @@ def write_corpus(
     if not 0 <= dirty < 1:
         raise ValueError(f"dirty is a share of the corpus, from 0 to below 1, not {dirty}.")
     training, families = split_terms(read_terms(), num_held_out + num_probe_held_out, seed)
-    sizes = np.cumsum([len(family) for family in families])
-    enough = int(np.searchsorted(sizes, num_held_out)) + 1
+    sizes = list(accumulate(len(family) for family in families))
+    enough = bisect_left(sizes, num_held_out) + 1
     families, of_probes = families[:enough], families[enough:]
     runs = {run for family in families for term in family for run in word_runs(term.text)}
     of_probes = [[term for term in family if runs.isdisjoint(word_runs(term.text))] for family in of_probes]
