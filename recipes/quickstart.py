@@ -163,6 +163,10 @@ def main(args):
     # Train on each subset and measure; side by side where that is faster
     measured_on, quiet = tuple(sorted(texts.values())), num_workers > 1
     tasks = [(None, (), None, Step(folder, "evaluations/base", (weights,), measured_on), model, texts)]
+    if reference:
+        trained = scored / "reference"
+        measures = Step(folder, "evaluations/trusted", (weights,), (trained, *measured_on))
+        tasks.append((None, (), None, measures, str(trained), texts))
     arms = (*ARMS, "oracle") if args.oracle else ARMS
     for name in (f"{arm}-{seed}" for seed in seeds for arm in arms):
         run = {

@@ -85,11 +85,13 @@ def intervals_cover(groups: Mapping[str, Sequence[Run]]) -> str:
     """What the intervals stand for."""
     single = [name for name, runs in groups.items() if len(runs) == 1 and name != "base"]
     text = "95 % intervals, paired over texts and questions by bootstrap"
-    if not single:
-        return (
-            f"{text}, and over training seeds by Student's t. With few seeds they are wide, as they must be: for a "
-            "mean 12.7 standard errors with two, 4.3 with three."
+    if any(len(runs) > 1 for runs in groups.values()):
+        text += (
+            ", and over training seeds by Student's t. With few seeds they are wide, as they must be: for a mean 12.7 "
+            "standard errors with two, 4.3 with three"
         )
+    if not single:
+        return f"{text}."
     return (
         f"{text}; they cover items only, not training seeds, where a group has one run: {', '.join(single)}. Another "
         "seed or draw of chunks may move its numbers by more; train several before believing a small difference."

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from comparing.run_comparison import difference, differences, verdict
 from comparing.run_records import Run, measures_of, read_folders
@@ -19,7 +17,8 @@ from hf_ppl_select.data.saving import write_atomically
 from hf_ppl_select.landscape.scores import names_of
 from hf_ppl_select.law.intervals import check_intervals
 from hf_ppl_select.plots.plots import plot_landscape
-from quickstart_steps.runs import ARMS, DRAWN, PROBE_TEXTS, load_costs
+from quickstart_steps.runs import ARMS, PROBE_TEXTS, TRUSTED, load_costs
+from quickstart_steps.subsets import chunks_of, composition_table, in_common
 from quickstart_steps.texts import QuickstartArguments
 from training.checkpoints import load_metrics
 
@@ -38,7 +37,8 @@ def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int], 
     landscape = PerplexityLandscape.from_dataset(scored, column=law.column)
     forms = load_comparison(folder / "law" / "comparison.json")
     folders = {arm.replace("-", " ", 1): [folder / "evaluations" / f"{arm}-{seed}" for seed in seeds] for arm in arms}
-    every = read_folders({"base": [folder / "evaluations" / "base"], **folders})
+    single = {name: folder / "evaluations" / name.partition(" ")[0] for name in ("base", TRUSTED)}
+    every = read_folders({name: [path] for name, path in single.items() if path.exists()} | folders)
     groups = {group: [_without_probes(run) for run in runs] for group, runs in every.items()}
     for column in names_of(law.column):
         subset = PerplexityLandscape.from_dataset(load_rows(str(folder / f"selected-{seeds[0]}")), column=column)
@@ -50,11 +50,12 @@ def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int], 
     sections = [
         "# Quickstart: did selecting pay?",
         _headline(groups, law),
-        _setting(args, landscape),
+        _setting(args, landscape, _trusted_tokens(folder)),
         "## What it bought",
         *_results(groups),
         "## What was selected",
-        _composition_table(folder, seeds, arms),
+        composition_table(folder, seeds, arms, args.num_tokens),
+        in_common(folder, seeds, arms),
         "## What the law said",
         f"```\n{format_comparison(forms)}\n\n{law}\n\n{law.optimum(landscape, args.num_tokens)}\n```",
         _predictions(folder, law, every, seeds),
@@ -63,7 +64,7 @@ def write_report(folder: Path, args: QuickstartArguments, seeds: Sequence[int], 
         _costs(folder, args, len(arms) * len(seeds)),
     ]
     path = folder / "report.md"
-    write_atomically(path, "\n\n".join(sections) + "\n")
+    write_atomically(path, "\n\n".join(filter(None, sections)) + "\n")
     return path
 
 
@@ -73,34 +74,34 @@ def _without_probes(run: Run) -> Run:
 
 
 def _headline(groups: dict[str, list[Run]], law: ScalingLaw) -> str:
-    """One sentence: what selecting bought on the domain, against both random subsets, and what it did to the rest."""
+    """What selecting bought on the domain, against each thing else to train on, and what it did to the rest."""
     losses = {measure.names[0]: measure for measure in measures_of(groups) if measure.kind == "loss"}
-    parts = []
-    for baseline in BASELINES:
-        found = difference(losses["domain"], groups["selected"], groups[baseline])
-        said = verdict(losses["domain"], found)
-        parts.append(f"{found.value:+.3f} nats [{found.low:+.3f}, {found.high:+.3f}] against {baseline} ({said})")
+
+    def minus(name: str, ours: str, theirs: str) -> str:
+        found = difference(losses[name], groups[ours], groups[theirs])
+        said = f" ({verdict(losses[name], found)})" if name == "domain" else ""
+        return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] against {theirs}{said}"
+
+    domain = [minus("domain", "selected", baseline) for baseline in (*BASELINES, TRUSTED) if baseline in groups]
+    general = [minus("general", "selected", baseline) for baseline in ("random raw", "base")]
     oracle = ""
     if "oracle" in groups:
-        found = difference(losses["domain"], groups["oracle"], groups["random raw"])
         oracle = (
-            f" Random clean chunks, known by their labels: {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}] "
-            "against random raw."
+            f" Domain loss of random clean chunks, known by their labels: {minus('domain', 'oracle', 'random raw')}."
         )
-    general = difference(losses["general"], groups["selected"], groups["random raw"])
-    chance = "" if law.terms else _CHANCE
     return (
-        f"**Domain loss of the selected subset: {'; '.join(parts)}. General loss: {general.value:+.3f} "
-        f"[{general.low:+.3f}, {general.high:+.3f}] against random raw.{oracle}{chance}**"
+        f"**Domain loss of the selected subset, nats per token: {'; '.join(domain)}. Its general loss: "
+        f"{'; '.join(general)}.{oracle}{'' if law.terms else _CHANCE}**"
     )
 
 
-def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
+def _setting(args: QuickstartArguments, landscape: PerplexityLandscape, trusted_tokens: int) -> str:
     corpus = args.dataset_name or "definitions of the Human Phenotype Ontology"
     dirt = (
         f" A share of {args.dirty:.0%} of it is dirt put there on purpose (seed {args.seed}), in equal "
         "parts: bad scans, boilerplate, near-duplicates, off-domain prose and tables of codes. The off-domain prose "
-        "is of Python's help topics, as are, on other pages, the general texts: random subsets train on some of it."
+        "is of Python's help topics, as are, in other passages, often of the same pages, the general texts: random "
+        "subsets train on some of it, and so gain there."
         if args.dataset_name is None and args.dirty
         else ""
     )
@@ -114,25 +115,36 @@ def _setting(args: QuickstartArguments, landscape: PerplexityLandscape) -> str:
         )
     measured = f" Domain loss is of {held_out}; the law's probes were measured on other texts of the same kind."
     seeds = f"{args.num_seeds} seed" + "s" * (args.num_seeds > 1)
+    trusted = (
+        f" Beside them, what training on the trusted texts alone gives, once on their {trusted_tokens:,} tokens: the "
+        "reference, which is there for the perplexity ratio."
+        if trusted_tokens
+        else ""
+    )
     return (
         f"{args.model or 'SmolLM2-135M-Instruct'} on {corpus}, {landscape.num_chunks:,} chunks of {args.chunk_length} "
         f"tokens once deduplicated.{dirt}{measured} Continual pre-training on {args.num_tokens:,} tokens each, "
         f"{seeds}: the subsets that the law chose, random ones of the same chunks, and random ones of the documents "
-        "as they were."
+        f"as they were.{trusted}"
     )
 
 
 def _results(groups: dict[str, list[Run]]) -> list[str]:
-    """Each group's measures, and their differences from either random one with what they say, as in report.py."""
-    rows = differences(groups, "random raw")
-    ours = {name: groups[name] for name in ("random deduplicated", "selected", "oracle") if name in groups}
+    """Each group's measures, and their differences from random ones and from the base model, as in report.py."""
+    tables = [values_table(groups, measures_of(groups))]
+    for baseline, left_out in (
+        ("random raw", {"base"}),
+        ("random deduplicated", {"base", "random raw"}),
+        ("base", ()),
+    ):
+        compared = {name: runs for name, runs in groups.items() if name not in left_out}
+        tables.append(differences_table(compared, differences(compared, baseline), baseline))
     return [
-        values_table(groups, [measure for measure, _ in rows]),
-        differences_table(groups, rows, "random raw"),
-        differences_table(ours, differences(ours, "random deduplicated"), "random deduplicated"),
+        *tables,
         intervals_cover(groups)
-        + " They are for this one corpus: subsets of different seeds share chunks, and other corpora may differ more."
-        + _few_texts(groups),
+        + " They are for this one corpus: subsets of different seeds share chunks, and other corpora may differ more. "
+        "Of so many intervals some exclude 0 by chance, one in twenty; texts count as independent, also those of one "
+        "topic." + _few_texts(groups),
     ]
 
 
@@ -140,28 +152,6 @@ def _few_texts(groups: dict[str, list[Run]]) -> str:
     number = groups["base"][0].texts["domain"].shape[1]
     few = f" **Of {number} held-out texts intervals are too narrow: give more by --eval_file or --trusted.**"
     return few if number < 10 else ""
-
-
-def _composition_table(folder: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
-    """Share of each kind: of the documents' characters, then of the chunks that are left and of the subsets'."""
-    documents = load_rows(str(folder / "texts" / "documents.jsonl"))
-    kinds = {"documents": Counter()}
-    for kind, text in zip(documents["kind"][:], documents["text"][:]):
-        kinds["documents"][kind] += len(text)
-    kinds["deduplicated"] = Counter(load_rows(str(folder / "scored"))["kind"][:])
-    for arm in (*reversed(ARMS), *arms[len(ARMS) :]):
-        kinds[arm.replace("-", " ", 1)] = sum(
-            (Counter(_subset(folder, arm, seed)["kind"][:]) for seed in seeds), Counter()
-        )
-    lines = [f"| | {' | '.join(kinds)} |", "|---|" + "---:|" * len(kinds)]
-    for kind in sorted(kinds["documents"]):
-        lines.append(f"| {kind} | {' | '.join(f'{one[kind] / one.total():.1%}' for one in kinds.values())} |")
-    return "\n".join(lines)
-
-
-def _subset(folder: Path, arm: str, seed: int) -> Any:
-    place = folder / f"{arm}-{seed}"
-    return load_rows(str(place / "chunks.jsonl" if arm in DRAWN else place))
 
 
 def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]], seeds: Sequence[int]) -> str:
@@ -174,7 +164,7 @@ def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]], se
     for arm in ARMS[:2]:
         group = arm.replace("-", " ", 1)
         for seed, run in zip(seeds, groups[group], strict=True):
-            subset = _subset(folder, arm, seed)
+            subset = chunks_of(folder, arm, seed)
             moments = PerplexityLandscape.from_dataset(subset, column=law.column).moments(law.space)
             num_tokens = sum(subset["num_tokens"][:])
             interval = "not known"
@@ -188,18 +178,23 @@ def _predictions(folder: Path, law: ScalingLaw, groups: dict[str, list[Run]], se
     return "\n".join(lines)
 
 
+def _trusted_tokens(folder: Path) -> int:
+    """That the reference was trained on; 0 where there is none."""
+    metrics = folder / "scored" / "reference" / "metrics.json"
+    return load_metrics(metrics)["num_tokens"] if metrics.exists() else 0
+
+
 def _costs(folder: Path, args: QuickstartArguments, num_runs: int) -> str:
     """Tokens trained on, and time, of each step."""
-    seconds = load_costs(folder / "costs.json")
+    seconds, interrupted = load_costs(folder / "costs.json")
     tokens = {
         "Fit the law": args.num_probes * args.probe_tokens,
         "Train and": num_runs * args.num_tokens,
     }
-    reference = folder / "scored" / "reference" / "metrics.json"
-    if reference.exists():
-        tokens["Score"] = load_metrics(reference)["num_tokens"]
+    if trusted := _trusted_tokens(folder):
+        tokens["Score"] = trusted
     lines = ["| step | tokens trained on | time |", "|---|---:|---:|"]
     for title, time in seconds.items():
         trained = next((f"{count:,}" for beginning, count in tokens.items() if title.startswith(beginning)), "")
-        lines.append(f"| {title} | {trained} | {time:.0f} s |")
+        lines.append(f"| {title} | {trained} | {time:.0f} s{', and what a kill lost' * (title in interrupted)} |")
     return "\n".join([*lines, f"| in all | {sum(tokens.values()):,} | {sum(seconds.values()):.0f} s |"])

@@ -14,7 +14,7 @@ import numpy as np
 from hf_ppl_select import chunk_documents, run_benchmarks
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
-from hf_ppl_select.data.schema import Names, Number, checked
+from hf_ppl_select.data.schema import Names, Number, Text, checked
 from hf_ppl_select.likelihood.models import load_tokenizer
 from hf_ppl_select.scoring.perplexity import evaluate_perplexity
 from quickstart_steps.done import Step
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 PROBE_TEXTS = "probes"  # the texts that the law predicts the loss of
 TEXT_SETS = {"domain": "held_out", "general": "general", PROBE_TEXTS: "probe_held_out"}  # each loss, and of which file
 ARMS = ("selected", "random-deduplicated", "random-raw")  # and the oracle, where it is asked for
+TRUSTED = "trusted texts"  # what is measured of the reference, which was trained on them alone
 DRAWN = ("random-raw", "oracle")  # of all arms those without any score: chunks.jsonl
 CLEAN = "clean"  # what is clean in the column `kind`
-_COSTS = {"seconds": Names(Number(0, 1e9))}
+_COSTS = {"seconds": Names(Number(0, 1e9)), "interrupted?": [Text()]}
 
 
 def command_line_of(options: Mapping[str, Any]) -> list[str]:
@@ -133,9 +134,10 @@ def train_and_evaluate(
         evaluation.note_done()
 
 
-def load_costs(path: Path) -> dict[str, float]:
-    """Seconds by the title of a step, as [`Costs`] keeps them."""
-    return load_json(path, kind="quickstart_costs", version=1, read=checked(_COSTS))["seconds"]
+def load_costs(path: Path) -> tuple[dict[str, float], set[str]]:
+    """Seconds by the title of a step, and the titles that a kill made too short; [`Costs`] keeps them."""
+    found = load_json(path, kind="quickstart_costs", version=1, read=checked(_COSTS))
+    return found["seconds"], set(found.get("interrupted", ()))
 
 
 class Costs:
@@ -143,14 +145,22 @@ class Costs:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds = load_costs(path) if path.exists() else {}
+        self.seconds, self.interrupted = load_costs(path) if path.exists() else ({}, set())
 
     @contextmanager
     def of(self, title: str) -> Iterator[None]:
-        """Add the time that this takes."""
-        started = time.monotonic()
+        """Add the time that this takes; a kill leaves it among the interrupted."""
+        started, known = time.monotonic(), title in self.interrupted
+        self.interrupted.add(title)
+        self._save()
         try:
             yield
         finally:
             self.seconds[title] = self.seconds.get(title, 0.0) + time.monotonic() - started
-            save_json(self.path, {"seconds": self.seconds}, kind="quickstart_costs", version=1)
+            if not known:
+                self.interrupted.discard(title)
+            self._save()
+
+    def _save(self) -> None:
+        costs = {"seconds": self.seconds, "interrupted": sorted(self.interrupted)}
+        save_json(self.path, costs, kind="quickstart_costs", version=1)

@@ -129,7 +129,9 @@ def _comparison(path):
 
 
 def _costs(path):
-    save_json(path, {"seconds": {"Score": 12.5, "Train": 3.75}}, kind="quickstart_costs", version=1)
+    save_json(
+        path, {"seconds": {"Score": 12.5, "Train": 3.75}, "interrupted": ["Train"]}, kind="quickstart_costs", version=1
+    )
 
 
 def _quickstart(path):

