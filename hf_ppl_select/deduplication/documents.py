@@ -151,7 +151,8 @@ def deduplicate_documents(
         near_ngram: of near, words in an n-gram; 2 where documents have a sentence or two, of which a changed word
             spoils most runs of five.
         max_line_documents: a line that stands in more documents than this is cut out of all; None: no lines.
-        max_sentence_documents: the same of sentences.
+        max_sentence_documents: the same of sentences; those of fewer than four words that only their line ends, as
+            lines of code do, stay.
 
     Raises:
         KeyError: no such column.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ _SENTENCE_END = re.compile(
 )
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _ENDS = {"line": _LINE_END, "sentence": _SENTENCE_END}
+_WORD = re.compile(r"[\u3000-\u9fff]|[^\s\u3000-\u9fff]+")  # Chinese and Japanese characters are a word each
+_LEAST_WORDS = 4  # of what ends with its line alone
 _MANY = 1 << 22  # counted together
 
 
@@ -64,6 +67,8 @@ def passage_hash(passage: str) -> int:
 def count_documents(texts: Iterable[str | None], kind: Kind, more_than: int) -> dict[int, int]:
     """In how many documents each line or sentence stands: of those in more than `more_than`, by their hash.
 
+    Of sentences that only their line ends, those of fewer than four words are not counted, and so never cut.
+
     Memory: some 40 bytes for each different one.
     """
     hashes, counts = np.empty(0, np.uint64), np.empty(0, np.int32)
@@ -80,12 +85,25 @@ def count_documents(texts: Iterable[str | None], kind: Kind, more_than: int) -> 
         hashes, counts = every[first], np.add.reduceat(times[order], first) if len(every) else times
 
     for text in texts:
-        new.extend({passage_hash(passage) for passage in split_passages(text or "", kind)} - {0})
+        passages = (passage for passage in split_passages(text or "", kind) if _counts(passage, kind))
+        new.extend({passage_hash(passage) for passage in passages} - {0})
         if len(new) >= max(_MANY, len(hashes) // 2):
             merge()
     merge()
     often = counts > more_than
     return dict(zip(hashes[often].tolist(), counts[often].tolist()))
+
+
+def _counts(passage: str, kind: Kind) -> bool:
+    """Every line counts; of what ends with its line, and not as a sentence does, what has four words or more.
+
+    Shorter ones are "else:" and ")" of code, "Status: ok" of records, a word of wrapped prose: they stand in many good
+    texts.
+    """
+    ended = passage.rstrip().rstrip("\"'”’)]」』").endswith(tuple(".!?…。！？"))
+    if kind == "line" or (ended and re.search(r"\w", passage)):
+        return True
+    return next(islice(_WORD.finditer(passage), _LEAST_WORDS - 1, None), None) is not None
 
 
 def cut_passages(text: str, repeated: Mapping[Kind, Mapping[int, int]]) -> tuple[str, list[Passage]]:

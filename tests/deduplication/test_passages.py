@@ -86,6 +86,34 @@ def test_documents_are_counted_as_python_counts_them(monkeypatch, many):
     assert passage_hash(" \n") == 0 and passage_hash("Home  |\nAbout") == passage_hash("home | about") != 0
 
 
+@pytest.mark.parametrize(
+    ("sentence", "counts"),
+    [
+        *[
+            (text, False)
+            for text in ("else:", ")", '"""', "Status: install ok", ".", "...", "the", "Home | About", "…)")
+        ],
+        *[
+            (text, True)
+            for text in ("All rights reserved.", "Yes.", "“Go home!”", "(Really?)", "発熱です。", "漢字です")
+        ],
+        *[(text, True) for text in ("return the first of", "Home | About | Contact", "Status: install ok installed")],
+    ],
+)
+def test_short_lines_of_code_and_records_are_no_sentences(sentence, counts):
+    texts = [f"{sentence}\nNumber {i} is of its own." for i in range(3)]
+    found = count_documents(texts, "sentence", 2)
+    assert found == ({passage_hash(sentence): 3} if counts else {})
+    assert count_documents(texts, "line", 2) == {passage_hash(sentence): 3}, "lines are lines"
+    assert cut_passages(texts[0], {"sentence": found})[0] == texts[0][len(sentence) + 1 if counts else 0 :]
+
+
+def is_no_sentence(text):
+    words = re.sub("([\u3000-\u9fff])", r" \1 ", text).split()
+    ends = text.strip().strip("”")[-1:] in set(".!?…。")
+    return len(words) < 4 and not (ends and any(character.isalnum() for character in text))
+
+
 def put_back(text, cut):
     document, done = "", 0
     for passage in cut:
@@ -105,7 +133,9 @@ def test_what_is_cut_out_is_what_stands_in_many_and_can_be_put_back():
         assert put_back(left, cut) == text
         kept_lines = [p for p in split_passages(text, "line") if often["line"][" ".join(p.lower().split())] <= MANY]
         kept = [s for line in kept_lines for s in split_passages(line, "sentence")]
-        assert left == "".join(s for s in kept if often["sentence"][" ".join(s.lower().split())] <= MANY)
+        assert left == "".join(
+            s for s in kept if is_no_sentence(s) or often["sentence"][" ".join(s.lower().split())] <= MANY
+        )
         for passage in cut:
             assert passage.documents == often[passage.kind][" ".join(passage.text.lower().split())] > MANY
             assert text.startswith(passage.text, passage.start)
