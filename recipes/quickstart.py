@@ -49,6 +49,7 @@ def main(args):
         DRAWN,
         Costs,
         check_budget,
+        check_tokens,
         command_line_of,
         draw_from_clean,
         draw_from_documents,
@@ -63,7 +64,6 @@ def main(args):
     settings_path = folder / "settings.json"
     if settings_path.exists() and load_json(settings_path, kind="quickstart", version=2) != asdict(args):
         raise ValueError(f"{folder} holds a quickstart with other settings; choose another --output_dir or delete it.")
-    save_json(settings_path, asdict(args), kind="quickstart", version=2)
     costs, precision = Costs(folder / "costs.json"), training_precision()
     num_workers = args.num_workers if precision["use_cpu"] else 1
 
@@ -84,6 +84,7 @@ def main(args):
         this.note_done()
 
     texts = prepare_texts(folder / "texts", args)
+    save_json(settings_path, asdict(args), kind="quickstart", version=2)  # now: these are no settings to be changed
     source = {"source": args.dataset_name or "the Human Phenotype Ontology (hpo.jax.org), with dirt added"}
     if args.dataset_name is None:
         source["license"] = "other"
@@ -103,11 +104,13 @@ def main(args):
         "deduplicated",
         deduplicate,
         dataset_name=texts["documents"],
-        near_threshold=0.6,  # documents are short: a word more or less is much of one, and spoils most runs of five;
-        near_ngram=2 if args.dataset_name is None else 5,  # but records of one form share pairs of words
+        # The ontology's are a sentence or two, of which a word is much, and spoils most runs of five; others would be
+        # taken for near-duplicates where they share a passage, or are records of one form
+        **({"near_threshold": 0.6, "near_ngram": 2} if args.dataset_name is None else {}),
         max_sentence_documents=args.max_sentence_documents,
         count_by="kind",
     )
+    check_tokens(folder / "deduplicated", model, args.num_tokens)
     reference = {"trusted": texts["trusted"], "eval_file": texts["held_out"]} if "trusted" in texts else {}
     step(
         "Score every chunk under the base model" + " and a reference trained on the trusted texts" * bool(reference),

@@ -1,5 +1,5 @@
 r"""
-Score rows by the words that trusted text has more often than the corpus: no model, a million chunks in a minute.
+Score rows by the words that trusted text has more often than the corpus: no model, a million chunks in minutes.
 
 # A scored corpus (score.py) gets the column `ngram_ratio` beside perplexity; the trusted text is a small clean sample
 ```bash
@@ -12,10 +12,14 @@ python recipes/score_ngrams.py \
 Rows are scored as they are: chunks of score.py, texts of a Hub dataset, `prompt` and `completion`, or `messages`; all
 columns stay. Killed and started again, the same command goes on after the last finished shard; processes that
 `accelerate launch` starts share the shards. Beside the data are ngrams.safetensors, which is the fitted `NgramScorer`,
-and landscape.json, of the column ngram_ratio; `select_subset.py --column ngram_ratio` takes the folder.
+and landscape.json, of the column ngram_ratio. `select_subset.py --column ngram_ratio` takes the folder; where no model
+has scored, with `--num_tokens_column num_words`: the budget is then in words.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
+
+SAVED = ("ngrams.safetensors", "landscape.json")
 
 
 @dataclass
@@ -24,13 +28,17 @@ class NgramArguments:
         metadata={"help": "What score.py wrote, a Hub dataset, or a .parquet, .jsonl, .csv or .txt file."}
     )
     trusted: str = field(
-        metadata={"help": "Clean text of the domain, some 10,000 words: a file, folder or Hub dataset."}
+        metadata={
+            "help": "Clean text of the domain, some 10,000 words, that is no part of the corpus; named like a dataset."
+        }
     )
     output_dir: str = field(metadata={"help": "Where the scored rows go."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split to score, e.g. train[:1000]."})
     text_column: str = field(default="text", metadata={"help": "Column with the text."})
-    trusted_column: str | None = field(default=None, metadata={"help": "The same of trusted; default: text_column."})
+    trusted_column: str | None = field(
+        default=None, metadata={"help": "The same of trusted; default: text_column, else text."}
+    )
     eval_file: str | None = field(
         default=None, metadata={"help": "Held-out texts: trusted ones may share no run of eight words with them."}
     )
@@ -39,10 +47,14 @@ class NgramArguments:
     )
     num_buckets: int = field(default=2**18, metadata={"help": "That words and pairs of words are hashed into."})
     shard_size: int = field(default=100_000, metadata={"help": "Rows in a shard: what a kill can lose."})
+    overwrite: bool = field(default=False, metadata={"help": "Start anew where output_dir has other settings."})
 
     def __post_init__(self):
         if self.shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, not {self.shard_size}.")
+        rows, output = (Path(name).expanduser().resolve() for name in (self.dataset_name, self.output_dir))
+        if rows == output or output / "data" in (rows, *rows.parents):
+            raise ValueError(f"output_dir {self.output_dir} holds the rows to score; name another folder.")
 
 
 def main(args):
@@ -50,34 +62,42 @@ def main(args):
     import pyarrow as pa
     from tqdm import tqdm
 
-    from hf_ppl_select import NgramCounts, NgramScorer, PerplexityLandscape
+    from hf_ppl_select import NgramScorer, PerplexityLandscape
     from hf_ppl_select.data.load import load_rows
     from hf_ppl_select.scoring.ngrams.counts import text_batches
     from hf_ppl_select.scoring.ngrams.scorer import NGRAM_COLUMNS
     from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows, launched_as
-    from scoring.trusted import read_trusted
+    from scoring.trusted import check_not_in_corpus, read_trusted
 
-    trusted_column = args.trusted_column or args.text_column
-    if args.eval_file is not None:
-        read_trusted(args.trusted, args.eval_file, trusted_column)
+    # What can be wrong is found before any work
     rank, num_processes, _ = launched_as()
     rows = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
     rows = rows.remove_columns([name for name in NGRAM_COLUMNS if name in rows.column_names])
-    counting = {"text_column": trusted_column, "num_buckets": args.num_buckets}
+    _, columns = find_columns(args.dataset_name, rows, "text_column", args.text_column)
+    trusted, wanted = (
+        load_rows(args.trusted),
+        [args.trusted_column] if args.trusted_column else [args.text_column, "text"],
+    )
+    trusted_column, _ = find_columns(args.trusted, trusted, "trusted_column", *wanted)
+    if args.eval_file is not None:
+        read_trusted(args.trusted, args.eval_file, args.trusted_column or args.text_column)
+    texts = [text for batch in text_batches(trusted, trusted_column) for text in batch if text.strip()]
+    for column in columns if rank == 0 else ():
+        check_not_in_corpus(texts, args.trusted, rows, column, args.dataset_name)
+
+    # Count
     scorer = NgramScorer.fit(
-        NgramCounts.of(load_rows(args.trusted), **counting),
-        rows,
-        text_column=args.text_column,
-        smoothing=args.smoothing,
-        num_buckets=args.num_buckets,
+        texts, rows, text_column=args.text_column, smoothing=args.smoothing, num_buckets=args.num_buckets
     )
 
     # Go on with what an earlier run of the same settings has finished
     settings = scorer.settings() | {"shard_size": args.shard_size, "rows_sha256": hash_rows(rows)}
     starts = range(0, len(rows), args.shard_size)
-    output = ShardedOutput.open(args.output_dir, len(starts), settings, rank=rank)
+    output = ShardedOutput.open(args.output_dir, len(starts), settings, overwrite=args.overwrite, rank=rank)
     missing = {index: range(starts[index], len(rows))[: args.shard_size] for index in output.missing}
     print(f"{len(rows)} rows in {len(starts)} shards, of which {len(missing)} are still to score.", flush=True)
+    for name in SAVED if missing else ():  # would be of data that is overwritten
+        (output.folder / name).unlink(missing_ok=True)
     missing = {index: some for index, some in missing.items() if index % num_processes == rank}
 
     with tqdm(desc="Score", total=sum(map(len, missing.values())), unit=" rows", unit_scale=True) as bar:
@@ -106,9 +126,26 @@ def main(args):
     ratios, num_tokens = (column.to_numpy() for column in output.read(["ngram_ratio", tokens]))
     landscape = PerplexityLandscape.from_values(ratios, num_tokens, column="ngram_ratio")
     output.publish()
-    scorer.save(output.folder / "ngrams.safetensors")
-    landscape.save(output.folder / "landscape.json")
+    for name, part in zip(SAVED, (scorer, landscape)):
+        part.save(output.folder / name)
     print(f"{landscape}\n{landscape.num_skipped} rows have no word. Saved to {output.folder}.")
+
+
+def find_columns(name, rows, option, *text_columns):
+    """The first of these that is there, as the text column; and the columns that hold the rows' text."""
+    from hf_ppl_select.data.load import TEMPLATE_COLUMNS
+    from hf_ppl_select.scoring.rows import columns_to_score
+
+    text_column = next((column for column in text_columns if column in rows.column_names), text_columns[0])
+    try:
+        columns = columns_to_score(dict.fromkeys(rows.column_names), text_column)
+    except KeyError as error:
+        missing = " or ".join(map(repr, dict.fromkeys(text_columns)))
+        raise KeyError(
+            f"{name} has no column {missing} to score, nor 'messages', nor 'prompt' and 'completion'; its columns are "
+            f"{', '.join(rows.column_names)}. Name the one with the text: --{option}."
+        ) from error
+    return text_column, [column for column in columns if column not in TEMPLATE_COLUMNS]
 
 
 def make_parser():

@@ -34,6 +34,12 @@ class RayArguments:
     selector: str = field(metadata={"help": "selector.json: what `PerplexitySelector.save` wrote."})
     output_dir: str = field(metadata={"help": "Where the parquet files of the subset go: a folder or URL."})
     dataset_split: str = field(default="train", metadata={"help": "Where files are named by split, which to read."})
+    num_tokens_column: str = field(
+        default="num_tokens",
+        metadata={
+            "help": "Tokens of each chunk; num_words, of score_ngrams.py, where the selector's budget is in words."
+        },
+    )
     address: str | None = field(default=None, metadata={"help": "Of a Ray cluster; auto: the one this machine is in."})
     num_cpus: int | None = field(default=None, metadata={"help": "Without a cluster: processes on this machine."})
     batch_size: int = field(default=4096, metadata={"help": "Rows decided about together; decides nothing."})
@@ -52,8 +58,11 @@ def main(args):
 
     # What can be wrong is found before any work
     selector = PerplexitySelector.load(args.selector)
-    files = ParquetFiles.find(args.dataset_name, args.dataset_split, column=selector.column)
+    columns = {"column": selector.column, "num_tokens_column": args.num_tokens_column}
+    files = ParquetFiles.find(args.dataset_name, args.dataset_split, **columns)
     files.check_columns(selector.column, selector.key_column)
+    advice = "name the one that the selector's budget counts in: --num_tokens_column, of score_ngrams.py num_words"
+    files.check_columns(files.num_tokens_column, advice=advice)
     filesystem, output = url_to_fs(str(args.output_dir))
     if filesystem.exists(output) and filesystem.ls(output):
         raise FileExistsError(f"{args.output_dir} is not empty; name a new folder.")
@@ -79,7 +88,7 @@ def main(args):
             ray.shutdown()
 
     # What came out, read from what was written
-    kept, _ = ParquetFiles.find(str(args.output_dir), column=selector.column).landscape()
+    kept, _ = ParquetFiles.find(str(args.output_dir), **columns).landscape()
     print(f"Kept {kept.num_chunks:,} chunks, {kept.num_tokens:,} tokens: {kept}")
     if selector.expected_num_tokens is not None:
         print(f"Promised {selector.expected_num_tokens:,.0f} tokens, deviation {selector.num_tokens_std:,.0f}.")

@@ -20,6 +20,13 @@ python recipes/select_subset.py --config recipes/configs/select_medical.yaml --s
 python recipes/select_subset.py --dataset_name outputs/scored --target_mu 22 --target_sigma 10 --num_tokens 50_000_000
 ```
 
+# What is likest to trusted text, of rows that no model has scored (score_ngrams.py): the budget is in words
+```bash
+python recipes/select_subset.py \
+    --dataset_name outputs/scored_ngrams \
+    --column ngram_ratio --num_tokens_column num_words --strategy high --num_tokens 5_000_000
+```
+
 # Balanced over sources, without duplicates or junk, with 5 % of general text, from easy to hard
 ```bash
 python recipes/select_subset.py \
@@ -86,6 +93,10 @@ class SelectArguments:
     )
     column: str | None = field(
         default=None, metadata={"help": "Score column: any of positive numbers. Default: the law's, or perplexity."}
+    )
+    num_tokens_column: str = field(
+        default="num_tokens",
+        metadata={"help": "Tokens of each chunk; num_words, of score_ngrams.py, makes num_tokens a budget of words."},
     )
     strategy: str = field(
         default="maxent", metadata={"help": "maxent, greedy_dos, regime, random, low, high or middle."}
@@ -172,7 +183,10 @@ def main(args):
     about = {
         "law": law,
         "landscape": PerplexityLandscape.from_dataset(
-            dataset, column=selection.column, model=model or (law.model if law else None)
+            dataset,
+            column=selection.column,
+            num_tokens_column=selection.options["num_tokens_column"],  # of the report, with --reproduce
+            model=model or (law.model if law else None),
         ),
         "selection": selection,
         "license": args.license,
@@ -219,10 +233,14 @@ def stream(args, law, model):
     from hf_ppl_select.streaming.select import check_streamable, select_stream
 
     check_streamable(vars(args))
-    options = {name: getattr(args, name) for name in ("min_score", "max_score")}
+    options = {name: getattr(args, name) for name in ("min_score", "max_score", "num_tokens_column")}
     options["column"] = args.column or (law.column if law else "perplexity")
+    files = ParquetFiles.find(args.dataset_name, args.dataset_split, **options)
+    files.check_columns(files.column)
+    advice = "name the one to count in: with --num_tokens_column num_words the budget is in words"
+    files.check_columns(files.num_tokens_column, advice=advice)
     selection = select_stream(
-        ParquetFiles.find(args.dataset_name, args.dataset_split, **options),
+        files,
         args.output_dir,
         num_tokens=args.num_tokens,
         law=law,

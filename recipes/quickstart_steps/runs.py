@@ -53,6 +53,20 @@ def draw_from_documents(
     _draw(chunks.add_column("num_tokens", counts), folder, num_tokens, seed)
 
 
+def check_tokens(documents: Path, model: str, num_tokens: int) -> None:
+    """ValueError where documents have fewer tokens than a subset is to have: told before anything is scored."""
+    ids = load_tokenizer(model)(load_rows(str(documents))["text"][:], add_special_tokens=False, verbose=False)
+    if (tokens := sum(map(len, ids["input_ids"]))) < num_tokens:
+        raise _too_few(tokens, "", num_tokens)
+
+
+def _too_few(tokens: int, which: str, num_tokens: int) -> ValueError:
+    return ValueError(
+        f"the deduplicated documents have {tokens:,} {which}tokens, fewer than --num_tokens {num_tokens:,}; "
+        "lower it, or raise --num_documents."
+    )
+
+
 def check_budget(scored: Path, num_tokens: int, *, oracle: bool) -> None:
     """ValueError where there are fewer tokens than a subset, or one of clean chunks, is to have."""
     chunks = load_rows(str(scored)).select_columns(["kind", "num_tokens"])
@@ -61,10 +75,7 @@ def check_budget(scored: Path, num_tokens: int, *, oracle: bool) -> None:
         there["clean "] = sum(n for n, kind in zip(chunks["num_tokens"][:], chunks["kind"][:]) if kind == CLEAN)
     for which, tokens in there.items():
         if tokens < num_tokens:
-            raise ValueError(
-                f"the deduplicated documents have {tokens:,} {which}tokens, fewer than --num_tokens {num_tokens:,}; "
-                "lower it, or raise --num_documents."
-            )
+            raise _too_few(tokens, which, num_tokens)
 
 
 def draw_from_clean(scored: Path, folder: Path, *, num_tokens: int, seed: int) -> None:

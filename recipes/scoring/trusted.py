@@ -21,8 +21,8 @@ def read_trusted(name: str, eval_file: str | None, text_column: str) -> tuple[li
     Raises:
         ValueError: they share runs of words with the held-out texts of `eval_file`.
     """
-    texts = _read(name, text_column)
-    if eval_file is not None and (shared := sharing_runs(texts, _read(eval_file, text_column))):
+    texts = read_texts(name, text_column)
+    if eval_file is not None and (shared := sharing_runs(texts, read_texts(eval_file, text_column))):
         raise ValueError(
             f"{len(shared)} of the {len(texts)} texts of {name} share a run of eight words with {eval_file}, "
             f"{_rows(shared, texts)}: what is measured on cannot be trained on, so take them out of one of the two."
@@ -36,7 +36,7 @@ def split_trusted(eval_file: str, share: float, text_column: str) -> tuple[list[
     Raises:
         ValueError: there are too few to split.
     """
-    texts = _read(eval_file, text_column)
+    texts = read_texts(eval_file, text_column)
     trusted, others = ([texts[position] for position in part] for part in split_apart(texts, share))
     return trusted, others, {"eval_file": eval_file, "trusted_share": share, "num_held_out": len(others)}
 
@@ -65,10 +65,19 @@ def check_not_in_corpus(texts: Sequence[str], name: str, corpus: Dataset, column
         )
 
 
-def _read(name: str, text_column: str) -> list[str]:
-    """The texts of a file, in the corpus's text column, or in `text`."""
-    column = text_column if text_column in load_rows(name).column_names else "text"
-    return load_texts(name, column)[0]["text"][:]
+def read_texts(name: str, text_column: str) -> list[str]:
+    """The texts of a file, in the corpus's text column, or in `text`.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    there = load_rows(name).column_names
+    if text_column not in there and "text" not in there:
+        columns = dict.fromkeys((text_column, "text"))
+        raise ValueError(
+            f"{name} has no column {' or '.join(map(repr, columns))}; its columns are {', '.join(there)}."
+        )
+    return load_texts(name, text_column if text_column in there else "text")[0]["text"][:]
 
 
 def _rows(positions: Sequence[int], texts: Sequence[str]) -> str:

@@ -135,6 +135,11 @@ def test_a_dataset_of_ones_own(tiny_model_dir, tmp_path):
         "probe_tokens": 1200,
         "num_workers": 2,
     }
+    failed = run(tiny_model_dir, tmp_path / "poor", **options | {"num_tokens": 10**7})
+    assert failed.returncode == 2 and "fewer than --num_tokens 10,000,000" in failed.stderr
+    assert "Score every chunk" not in failed.stdout, "told before anything is scored"
+    failed = run(tiny_model_dir, tmp_path / "out", **options | {"kind_column": "sort"})
+    assert failed.returncode == 2 and "no column 'sort'" in failed.stderr and "Traceback" not in failed.stderr
     done = run(tiny_model_dir, tmp_path / "out", **options | {"num_tokens": 1500, "chunk_length": 32})
     assert done.returncode == 0, done.stderr[-3000:]
     report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
@@ -159,17 +164,22 @@ def test_texts_of_ones_own(tmp_path, monkeypatch, capsys):
         write(tmp_path / f"{name}.jsonl", some)
 
     def prepare(folder, **options):
-        options |= {"dataset_name": str(tmp_path / "documents.jsonl"), "text_column": "body"}
+        options = {"dataset_name": str(tmp_path / "documents.jsonl"), "text_column": "body"} | options
         found = prepare_texts(tmp_path / folder, QuickstartArguments(**options))
         return {name: [json.loads(line) for line in path.open()] for name, path in found.items()}
 
     found = prepare("a", eval_file=str(tmp_path / "held_out.jsonl"), trusted=str(tmp_path / "trusted.jsonl"))
     assert {row["text"] for row in found["trusted"]} == set(texts[100:150])
-    assert {row["text"] for row in found["documents"]} == set(texts[:100]), "not those that held-out texts hold"
+    leaks = {row["text"] for row in found["documents"]} - set(texts[:100])
     measured = {name: {row["text"] for row in found[name]} for name in ("held_out", "probe_held_out")}
     assert {len(text) for part in measured.values() for text in part} == {1000}
     assert len(measured["held_out"]) == 26 and len(measured["probe_held_out"]) == 14, "of 50: 14,000 characters"
     assert not measured["held_out"] & measured["probe_held_out"]
+    of_any = "".join(measured["held_out"] | measured["probe_held_out"])
+    assert leaks == {f"{text} and more" for text in texts[150:155] if text not in of_any} and len(leaks) < 5
+    said = capsys.readouterr().out
+    assert f"{5 - len(leaks)} of 105 documents share eight words in a row with held-out texts and are left out" in said
+    assert "1 rows of" in said and "have no text and are left out" in said
 
     found = prepare("b", trusted=str(tmp_path / "trusted.jsonl"), kind_column="kind")
     names = ("trusted", "held_out", "probe_held_out")
@@ -187,7 +197,7 @@ def test_texts_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("quickstart_steps.texts._MADE", "otherwise")
     assert prepare("c") == found and "is made again: it was asked for otherwise" in capsys.readouterr().out
 
-    write(tmp_path / "sorted.jsonl", [*texts[150:160], *(f"{text} other" for text in texts[160:200])])
+    write(tmp_path / "sorted.jsonl", [*texts[155:160], *(f"{text} other" for text in texts[160:200])])
     found = prepare("g", trusted=str(tmp_path / "sorted.jsonl"))
     assert sum("other" in row["text"] for row in found["probe_held_out"]) > 0 and "other" in str(found["held_out"])
     write(tmp_path / "copies.jsonl", [text for text in texts[150:160] for _ in range(3)])
@@ -198,8 +208,24 @@ def test_texts_of_ones_own(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="Held-out texts are too few, 1 but for copies: a third"):
         prepare("i", eval_file=str(tmp_path / "copies.jsonl"))
     write(tmp_path / "all.jsonl", [*texts[:100], *texts[150:155]])
-    with pytest.raises(ValueError, match="every document of .*documents.jsonl shares eight words in a row with the"):
+    with pytest.raises(
+        ValueError, match=r"documents.jsonl has 0 documents .* share no eight .* \(105 do\); the quick"
+    ):
         prepare("j", eval_file=str(tmp_path / "all.jsonl"))
+    write(tmp_path / "inside.jsonl", [*texts[90:100], *texts[101:110]])
+    with pytest.raises(
+        ValueError, match="10 of the 19 texts of .*inside.jsonl are part of .*documents.jsonl, texts 0"
+    ):
+        prepare("k", trusted=str(tmp_path / "inside.jsonl"), eval_file=str(tmp_path / "held_out.jsonl"))
+    for options in ({"text_column": "boody"}, {"text_column": "text"}):
+        with pytest.raises(ValueError, match=f"no column '{options['text_column']}'; its columns are body, kind"):
+            prepare("l", **options)
+    (tmp_path / "prose.jsonl").write_text('{"prose": "a"}\n')
+    with pytest.raises(ValueError, match="prose.jsonl has no column 'body' or 'text'; its columns are prose"):
+        prepare("m", trusted=str(tmp_path / "prose.jsonl"))
+    for name, value in (("num_documents", -1), ("num_seeds", 0), ("chunk_length", 0), ("num_tokens", 0)):
+        with pytest.raises(ValueError, match=f"--{name} must be at least .*, not {value}"):
+            QuickstartArguments(**{name: value})
     write(tmp_path / "two.jsonl", texts[150:152])
     with pytest.raises(ValueError, match="Held-out texts are too few, 2 but for copies"):
         prepare("e", eval_file=str(tmp_path / "two.jsonl"))
