@@ -74,11 +74,9 @@ def main(args):
     rows = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
     rows = rows.remove_columns([name for name in NGRAM_COLUMNS if name in rows.column_names])
     _, columns = find_columns(args.dataset_name, rows, "text_column", args.text_column)
-    trusted, wanted = (
-        load_rows(args.trusted),
-        [args.trusted_column] if args.trusted_column else [args.text_column, "text"],
-    )
-    trusted_column, _ = find_columns(args.trusted, trusted, "trusted_column", *wanted)
+    trusted = load_rows(args.trusted)
+    named = (args.trusted_column,) if args.trusted_column else (args.text_column, "text")
+    trusted_column, _ = find_columns(args.trusted, trusted, "trusted_column", *named)
     if args.eval_file is not None:
         read_trusted(args.trusted, args.eval_file, args.trusted_column or args.text_column)
     texts = [text for batch in text_batches(trusted, trusted_column) for text in batch if text.strip()]

@@ -22,9 +22,8 @@ python recipes/select_subset.py --dataset_name outputs/scored --target_mu 22 --t
 
 # What is likest to trusted text, of rows that no model has scored (score_ngrams.py): the budget is in words
 ```bash
-python recipes/select_subset.py \
-    --dataset_name outputs/scored_ngrams \
-    --column ngram_ratio --num_tokens_column num_words --strategy high --num_tokens 5_000_000
+python recipes/select_subset.py --dataset_name outputs/scored_ngrams --column ngram_ratio --strategy high \
+    --num_tokens_column num_words --num_tokens 5_000_000
 ```
 
 # Balanced over sources, without duplicates or junk, with 5 % of general text, from easy to hard
@@ -95,8 +94,7 @@ class SelectArguments:
         default=None, metadata={"help": "Score column: any of positive numbers. Default: the law's, or perplexity."}
     )
     num_tokens_column: str = field(
-        default="num_tokens",
-        metadata={"help": "Tokens of each chunk; num_words, of score_ngrams.py, makes num_tokens a budget of words."},
+        default="num_tokens", metadata={"help": "Tokens of each chunk; num_words: the budget is in words."}
     )
     strategy: str = field(
         default="maxent", metadata={"help": "maxent, greedy_dos, regime, random, low, high or middle."}
@@ -180,13 +178,11 @@ def main(args):
     print(selection)
 
     # Save, and push
+    counted = selection.options["num_tokens_column"]  # of the report, with --reproduce
     about = {
         "law": law,
         "landscape": PerplexityLandscape.from_dataset(
-            dataset,
-            column=selection.column,
-            num_tokens_column=selection.options["num_tokens_column"],  # of the report, with --reproduce
-            model=model or (law.model if law else None),
+            dataset, column=selection.column, num_tokens_column=counted, model=model or (law.model if law else None)
         ),
         "selection": selection,
         "license": args.license,
@@ -242,15 +238,11 @@ def stream(args, law, model):
     selection = select_stream(
         files,
         args.output_dir,
-        num_tokens=args.num_tokens,
         law=law,
         target=None if args.target_mu is None else (args.target_mu, args.target_sigma),
-        space=args.space,
-        seed=args.seed,
         key_column=args.text_column,
         model=model,
-        overwrite=args.overwrite,
-        license=args.license,
+        **{name: getattr(args, name) for name in ("num_tokens", "space", "seed", "overwrite", "license")},
         source=args.source or (None if Path(args.dataset_name).exists() else args.dataset_name),
     )
     print(f"{selection}\nSaved to {args.output_dir}.", flush=True)

@@ -20,6 +20,7 @@ import select_subset
 from hf_ppl_select.landscape.landscape import PerplexityLandscape
 from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.selection.select import plan_selection
+from hf_ppl_select.selection.selector import PerplexitySelector
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "select_subset.py"
@@ -130,6 +131,48 @@ def test_a_target_without_a_law_from_any_file(work, dataset, in_work):
     assert np.mean(subset["perplexity"]) == pytest.approx(22, rel=0.01)
     assert np.std(subset["perplexity"]) == pytest.approx(7, rel=0.01)
     assert sum(subset["num_tokens"]) == 5_000
+
+
+def test_a_budget_in_words(work, in_work):
+    corpus = Dataset.from_parquet(str(work / "scored.parquet"), cache_dir=str(work / "c"))
+    corpus.rename_columns({"perplexity": "ngram_ratio", "num_tokens": "num_words"}).to_parquet(work / "words.parquet")
+    aim = ("--dataset_name", "words.parquet", "--column", "ngram_ratio", "--num_tokens", 5_000)
+    words = ("--num_tokens_column", "num_words")
+    streamed = ("--streaming", "--target_mu", 22, "--target_sigma", 7)
+    for way, name in ((("--strategy", "high"), "high"), (streamed, "streamed")):
+        code, _, stderr = in_work(*aim, *way, "--output_dir", name)
+        assert code == 2 and "no column 'num_tokens'" in stderr
+        assert "--num_tokens_column num_words" in stderr and "budget is in words" in stderr
+        assert not (work / name).exists()
+        code, _, stderr = in_work(*aim, *way, *words, "--output_dir", name)
+        assert code == 0, stderr
+        assert PerplexityLandscape.load(work / name / "landscape.json").num_tokens == 60_000
+    high, streamed = (
+        load_dataset(str(work / name), split="train", cache_dir=str(work / "cache")) for name in ("high", "streamed")
+    )
+    assert sorted(high["ngram_ratio"]) == sorted(corpus["perplexity"])[-100:] and sum(high["num_words"]) == 5_000
+    assert sum(streamed["num_words"]) == pytest.approx(5_000, rel=0.2)
+
+    again = ("--reproduce", "high/selection.json", "--dataset", "words.parquet", "--output_dir", "high-again")
+    code, _, stderr = in_work(*again)  # what counts is in the report
+    assert code == 0, stderr
+    assert (work / "high-again" / "landscape.json").read_text() == (work / "high" / "landscape.json").read_text()
+
+
+def test_on_ray_a_column_to_count_in_is_asked_for_before_the_work(work, run_recipe, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.chdir(work)
+    corpus = Dataset.from_parquet(str(work / "scored.parquet"), cache_dir=str(work / "c"))
+    corpus.rename_column("num_tokens", "num_words").to_parquet(work / "ray-words.parquet")
+    landscape = PerplexityLandscape.from_dataset(corpus)
+    PerplexitySelector.from_target(22, 7, landscape=landscape, num_tokens=5_000).save(work / "selector.json")
+    options = ("--dataset_name", "ray-words.parquet", "--selector", "selector.json", "--output_dir", "on-ray")
+    code, _, stderr = run_recipe("select_ray", *options)
+    assert code == 2 and "no column 'num_tokens'" in stderr and "--num_tokens_column" in stderr, stderr
+    (work / "full").mkdir()
+    (work / "full" / "file").touch()
+    code, _, stderr = run_recipe("select_ray", *options[:-1], "full", "--num_tokens_column", "num_words")
+    assert code == 2 and "full is not empty" in stderr, stderr  # it got past the columns
 
 
 def test_composition_and_the_same_rows_again(work, in_work):
@@ -281,7 +324,7 @@ def test_a_failed_push_keeps_the_saved_subset(work):
 def test_the_recipe_has_the_options_of_the_function():
     ours = {field.name: field.default for field in fields(select_subset.SelectArguments)}
     theirs = {name: option.default for name, option in signature(plan_selection).parameters.items()}
-    only_in_python = {"dataset", "target", "num_tokens_column"}  # --target_mu and --target_sigma are the target
+    only_in_python = {"dataset", "target"}  # --target_mu and --target_sigma are the target
     assert theirs.keys() - ours.keys() == only_in_python
     del theirs["num_tokens"]  # left out with --reproduce
     assert {name: ours[name] for name in theirs.keys() & ours.keys()} == {

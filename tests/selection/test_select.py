@@ -246,6 +246,11 @@ def test_datasets_that_cannot_be_selected_from():
     good = Dataset.from_dict(corpus(100))
     with pytest.raises(KeyError, match="no column 'perplexity', it has num_tokens, text"):
         select_subset(good.remove_columns("perplexity"), strategy="low", num_tokens=500)
+    words = good.rename_column("num_tokens", "num_words")
+    with pytest.raises(KeyError, match='num_tokens_column="num_words" .*--num_tokens_column num_words.* in words'):
+        select_subset(words, strategy="low", num_tokens=500)
+    with pytest.raises(KeyError, match="no column 'words'.*--num_tokens_column"):
+        select_subset(words, strategy="low", num_tokens=500, num_tokens_column="words")
     with pytest.raises(TypeError, match="splits"):
         select_subset(DatasetDict(train=good), strategy="low", num_tokens=500)
     with pytest.raises(TypeError, match="PerplexitySelector"):
