@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..landscape.joint import JointLandscape
     from ..landscape.landscape import PerplexityLandscape
 from ..landscape.reach import log_name
-from ..landscape.scores import Column, as_column, in_words, names_of
+from ..landscape.scores import Column, as_column, counted_in, in_words, names_of
 
 _TEMPLATE = Path(__file__).with_name("subset_card_template.md")
 _TAGS = ["perplexity", "data-selection", "scaling-laws", "continual-pre-training", "hf_ppl_select"]
@@ -100,7 +100,7 @@ def subset_card(
         law=law and str(law),
         law_params=law and table(["parameter", "value"], [(f"`{n}`", f"{v:.6g}") for n, v in law.params.items()]),
         law_note=law and (f"Its scores are those of `{_model(law)}`. " if law.model else ""),
-        landscape=landscape and _landscape_table(landscape),
+        landscape=landscape and _landscape_table(landscape, counted_in(report)),
         column=landscape and in_words(landscape.column),
         code=strategy and code_to_reproduce(report, source_id, model, law is not None),
         indices_sha256=report.get("indices_sha256"),
@@ -112,15 +112,20 @@ def subset_card(
 
 def _summary(report: Mapping[str, Any], source: str | None, model: str | None) -> str:
     size = f"{report['num_chunks']:,} chunks of text"
-    size += f" ({report['num_tokens']:,} tokens)" if "num_tokens" in report else ""
+    size += f" ({report['num_tokens']:,} {counted_in(report)})" if "num_tokens" in report else ""
     replay = report.get("replay")
     out_of = f" out of {report['corpus']['num_chunks']:,}" if "corpus" in report else ""
     origin = f" of {source}" if source else ""
-    by = f"`{model}`" if model else "a language model"
+    by = f" under `{model}`" if model else " under a language model" if _of_a_model(report) else ""
     general = (
-        f"; and {replay['num_chunks']:,} rows of general text ({replay['num_tokens']:,} tokens)" if replay else ""
+        f"; and {replay['num_chunks']:,} rows of general text ({replay['num_tokens']:,} {counted_in(report)})" if replay else ""
     )
-    return f"{size}{out_of}{origin}, selected by their {in_words(_column(report))} under {by}{general}."
+    return f"{size}{out_of}{origin}, selected by their {in_words(_column(report))}{by}{general}."
+
+
+def _of_a_model(report: Mapping[str, Any]) -> bool:
+    """Whether all scores are a model's: those of n-grams are not, and of others the name does not tell."""
+    return set(names_of(_column(report))) <= {"perplexity", "perplexity_ratio", "ifd"}
 
 
 def _column(report: Mapping[str, Any]) -> Column:
@@ -146,7 +151,7 @@ def _moments_table(report: Mapping[str, Any]) -> str | None:
     if "achieved" not in report:
         return None
     column, target = _column(report), report.get("target")
-    header = ["", "chunks", "tokens"]
+    header = ["", "chunks", counted_in(report)]
     if isinstance(column, str):
         header += [f"mean {column} (mu)", f"standard deviation of {column} (sigma)"]
     for name in names_of(column):
@@ -227,12 +232,12 @@ def _verdict(report: Mapping[str, Any]) -> str | None:
     return f"{verdict} The optimum is {_KINDS[optimum['kind']]}."
 
 
-def _landscape_table(landscape: PerplexityLandscape | JointLandscape) -> str:
+def _landscape_table(landscape: PerplexityLandscape | JointLandscape, unit: str) -> str:
     rows = [
         ["model that scored it", f"`{_model(landscape)}`" if landscape.model else "not recorded"],
         ["chunks", f"{landscape.num_chunks:,}"],
-        ["tokens", f"{landscape.num_tokens:,}"],
-        ["one vote in the moments has", {"chunks": "a chunk", "tokens": "a token"}[landscape.weights]],
+        [unit, f"{landscape.num_tokens:,}"],
+        ["one vote in the moments has", {"chunks": "a chunk", "tokens": f"a {unit[:-1]}"}[landscape.weights]],
     ]
     score, one = in_words(landscape.column), isinstance(landscape.column, str)
     if one:
@@ -263,7 +268,9 @@ def _limitations(report: Mapping[str, Any], law: Any) -> str:
     points = [
         f"{what} cannot see redundancy: duplicates and boilerplate can score like good text. "
         + ("Duplicates were removed first." if deduplicated else "Deduplicate beside this selection."),
-        "Scores hold for one model and tokenizer; for another base model score and select again.",
+        "Scores hold for one model and tokenizer; for another base model score and select again."
+        if _of_a_model(report)
+        else "Scores hold for what they were computed with, such as one trusted sample and one corpus.",
     ]
     if what == "Perplexity":
         points.append(

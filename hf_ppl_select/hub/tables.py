@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..landscape.scores import as_column, names_of
+from ..landscape.scores import as_column, counted_in, names_of
 
 _MOST_GROUPS = 30
 _ORDERS = {
@@ -15,8 +15,9 @@ _ORDERS = {
     "shuffled": "Its rows are shuffled by the seed.",
 }
 _DEFAULTS = {"column": "perplexity", "near_threshold": 0.8, "replay": 0.0, "order": "dataset", "text_column": "text"}
+_DEFAULTS["num_tokens_column"] = "num_tokens"
 _COMPOSITION = ("column", "group_by", "group_num_tokens", "min_group_tokens", "deduplicate", "near_threshold")
-_COMPOSITION += ("min_score", "max_score", "replay", "order", "text_column")
+_COMPOSITION += ("min_score", "max_score", "replay", "order", "text_column", "num_tokens_column")
 
 
 def composition(report: Mapping[str, Any]) -> str | None:
@@ -29,7 +30,7 @@ def composition(report: Mapping[str, Any]) -> str | None:
             if row.get("column", column) == column
         ]
         parts.append(f"What was taken of each tenth of the corpus by {column}:")
-        parts.append(table([column, "chunks", "tokens"], rows))
+        parts.append(table([column, "chunks", counted_in(report)], rows))
     if groups := report.get("groups"):
         group_by = report.get("options", {}).get("group_by", "group")
         shown = sorted(groups, key=lambda group: -group["num_tokens"])[:_MOST_GROUPS]
@@ -40,7 +41,8 @@ def composition(report: Mapping[str, Any]) -> str | None:
             for group in shown
         ]
         parts.append(f"What was taken of each `{group_by}`:")
-        header = [f"`{group_by}`", "tokens to choose from", "budget", "chunks", "tokens"]
+        unit = counted_in(report)
+        header = [f"`{group_by}`", f"{unit} to choose from", "budget", "chunks", unit]
         header += [f"mean {column}" for column in columns]
         spread = [f"standard deviation of {column}" for column in columns]
         parts.append(table([*header, *(spread if len(columns) > 1 else ["standard deviation"])], rows))
@@ -48,7 +50,7 @@ def composition(report: Mapping[str, Any]) -> str | None:
             parts.append(f"And {len(groups) - len(shown):,} more, see `selection.json`.")
     if replay := report.get("replay"):
         parts.append(
-            f"Replay against forgetting: {replay['num_tokens']:,} tokens in {replay['num_chunks']:,} rows of general "
+            f"Replay against forgetting: {replay['num_tokens']:,} {counted_in(report)} in {replay['num_chunks']:,} rows of general "
             f"text, {100 * replay['share']:g} % of the budget, drawn at random and mixed in. The moments above and "
             "the predicted losses are of the other rows."
         )

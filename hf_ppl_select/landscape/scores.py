@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,12 @@ def names_of(column: Column) -> tuple[str, ...]:
 def in_words(column: Column) -> str:
     """How texts call one column, or two."""
     return " and ".join(names_of(column))
+
+
+def counted_in(report: Mapping[str, Any]) -> str:
+    """What a selection's budget and sizes count: tokens, or the words of a corpus that no model has scored."""
+    name = (report.get("options") or {}).get("num_tokens_column") or "num_tokens"
+    return name.removeprefix("num_").replace("_", " ")
 
 
 def as_moment(numbers: Any) -> Moment:

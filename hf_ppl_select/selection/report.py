@@ -15,7 +15,7 @@ from ..data.saving import load_json, save_json
 from ..data.schema import Anything, Flag, Names, Number, Numbers, Text, check, maybe
 from ..landscape.maxent import Tilt
 from ..landscape.reach import Space, log_name
-from ..landscape.scores import Column, as_moment
+from ..landscape.scores import Column, as_moment, counted_in
 from ..version import __version__
 from .replay import align_columns
 
@@ -214,10 +214,10 @@ def summarize(report: Mapping[str, Any]) -> str:
     """What was aimed at, what was reached and what the law predicts, in a few lines."""
     lines = [
         f"Selected {report['num_chunks']:,} of {report['corpus']['num_chunks']:,} chunks, {report['num_tokens']:,} of "
-        f"{report['budget']:,} tokens asked for (strategy {report['strategy']}, seed {report['seed']})."
+        f"{report['budget']:,} {counted_in(report)} asked for (strategy {report['strategy']}, seed {report['seed']})."
     ]
     if replay := report.get("replay"):
-        lines.append(f"Replay: {replay['num_chunks']:,} rows, {replay['num_tokens']:,} tokens, mixed in.")
+        lines.append(f"Replay: {replay['num_chunks']:,} rows, {replay['num_tokens']:,} {counted_in(report)}, mixed in.")
     if dropped := [f"{number:,} {reason}" for reason, number in report["dropped"].items() if number]:
         lines.append(f"Not to choose from: {', '.join(dropped)}.")
     for name, rows in moment_rows(report).items():
@@ -227,7 +227,7 @@ def summarize(report: Mapping[str, Any]) -> str:
     if report.get("projected"):
         lines.append("The law's optimum is on the edge of reach, or beyond; the target is the nearest inside.")
     for group in (report.get("groups") or [])[:20]:
-        lines.append(f"  {group['group']!s:<24}{group['num_tokens']:>12,} of {group['corpus_tokens']:,} tokens")
+        lines.append(f"  {group['group']!s:<24}{group['num_tokens']:>12,} of {group['corpus_tokens']:,} {counted_in(report)}")
     if report.get("groups") and len(report["groups"]) > 20:
         lines.append(f"  and {len(report['groups']) - 20:,} more groups")
     if report.get("predicted_loss") is not None and report.get("random_loss") is not None:

@@ -188,6 +188,26 @@ def test_cards_of_all_strategies(corpus, law, strategy):
     assert ("no interval for this gain" in text) == (strategy in ("random", "low", "high", "middle"))
 
 
+def test_a_card_of_n_grams_counts_words_and_names_no_model(corpus, tmp_path):
+    columns = {"perplexity": "ngram_ratio", "num_tokens": "num_words"}
+    scored = corpus.rename_columns(columns)
+    counting = {"column": "ngram_ratio", "num_tokens_column": "num_words"}
+    landscape = PerplexityLandscape.from_dataset(scored, **counting)
+    grouped = scored.add_column("source", ["a", "b", "c"] * 500)
+    plan = plan_selection(grouped, num_tokens=20_000, strategy="high", group_by="source", **counting)
+    text = subset_card(plan.report(), landscape=landscape)
+    assert_card_is_clean(text)
+    assert "200 chunks of text (20,000 words) out of 1,497, selected by their ngram_ratio." in text
+    assert "model" not in section(text, "Limitations") and "| words | 149,700 |" in text
+    assert "20,000 of 20,000 words asked for" in str(plan) and "tokens" not in str(plan)
+    counted = text.partition("How to reproduce")[0].replace("continual-pre-training", "")
+    assert "tokens" not in counted
+    found = {"corpus": grouped}
+    code = re.search(r"```python\n(.*?)```", section(text, "How to reproduce"), re.DOTALL)[1]
+    exec("\n".join(line for line in code.splitlines() if not line.startswith("corpus =")), found)
+    assert found["subset"]["text"][:] == grouped.select(plan.indices)["text"][:]
+
+
 def test_a_model_folder_is_named_without_its_path(corpus):
     landscape = PerplexityLandscape.from_dataset(corpus, model="/home/someone/models/tiny-llama")
     text = subset_card({"num_chunks": 1}, landscape=landscape)
