@@ -32,6 +32,8 @@ Killed and started again, the same command looks for repetitions again and goes 
 
 from dataclasses import dataclass, field
 
+from hf_ppl_select.data.saving import check_not_input
+
 
 @dataclass
 class DeduplicateArguments:
@@ -62,6 +64,7 @@ class DeduplicateArguments:
     overwrite: bool = field(default=False, metadata={"help": "Start anew where output_dir has other settings."})
 
     def __post_init__(self):
+        check_not_input(self.output_dir, self.dataset_name)
         self.keep_columns = [self.keep_columns] if isinstance(self.keep_columns, str) else self.keep_columns
         if type(self.shard_size) is not int or self.shard_size < 1:
             raise ValueError(f"shard_size must be a whole number, at least 1, not {self.shard_size!r}.")

@@ -36,6 +36,8 @@ chunk is scored; beside the data are landscape.json and, with matplotlib, landsc
 
 from dataclasses import dataclass, field
 
+from hf_ppl_select.data.saving import check_not_input
+
 TRAINING_OPTIONS = (
     *("trusted", "trusted_share", "eval_file"),
     *("reference_lora", "reference_learning_rate", "reference_epochs"),
@@ -120,6 +122,7 @@ class ScoreArguments:
     overwrite: bool = field(default=False, metadata={"help": "Start anew where output_dir has other settings."})
 
     def __post_init__(self):
+        check_not_input(self.output_dir, self.dataset_name)
         if self.compile not in ("auto", "true", "false"):
             raise ValueError(f"compile must be auto, true or false, not {self.compile!r}.")
         self.keep_columns = [self.keep_columns] if isinstance(self.keep_columns, str) else self.keep_columns

@@ -17,7 +17,8 @@ has scored, with `--num_tokens_column num_words`: the budget is then in words.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from hf_ppl_select.data.saving import check_not_input
 
 SAVED = ("ngrams.safetensors", "landscape.json")
 
@@ -52,9 +53,7 @@ class NgramArguments:
     def __post_init__(self):
         if self.shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, not {self.shard_size}.")
-        rows, output = (Path(name).expanduser().resolve() for name in (self.dataset_name, self.output_dir))
-        if rows == output or output / "data" in (rows, *rows.parents):
-            raise ValueError(f"output_dir {self.output_dir} holds the rows to score; name another folder.")
+        check_not_input(self.output_dir, self.dataset_name)
 
 
 def main(args):

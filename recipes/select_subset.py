@@ -71,6 +71,8 @@ from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 
+from hf_ppl_select.data.saving import check_not_input
+
 
 @dataclass
 class SelectArguments:
@@ -128,6 +130,7 @@ class SelectArguments:
     model: str | None = field(default=None, metadata={"help": "That scored the chunks, if landscape.json is missing."})
 
     def __post_init__(self):
+        check_not_input(self.output_dir, self.dataset_name)
         if self.num_tokens is None and self.reproduce is None:
             raise ValueError("the following arguments are required: --num_tokens")
         if (self.target_mu is None) != (self.target_sigma is None):
@@ -153,8 +156,7 @@ def main(args):
     # What can be wrong is found before any work
     if args.license or args.push_to_hub:
         check_license(args.license)
-    law = ScalingLaw.load(args.law) if args.law else None
-    beside = Path(args.dataset_name, "landscape.json")
+    law, beside = ScalingLaw.load(args.law) if args.law else None, Path(args.dataset_name, "landscape.json")
     model = args.model or (PerplexityLandscape.load(beside).model if beside.is_file() else None)
     if args.push_to_hub:
         check_branch(args.hub_revision)
@@ -219,8 +221,8 @@ def check_same_report(path, selection):
     from hf_ppl_select.selection.report import load_report
 
     if path.parent.is_dir() and any(path.parent.iterdir()):
-        same = path.is_file() and load_report(path) == without_credentials(json.loads(json.dumps(selection.report())))
-        if not same:
+        ours = without_credentials(json.loads(json.dumps(selection.report())))
+        if not path.is_file() or load_report(path) != ours:
             raise FileExistsError(f"{path.parent} already holds another subset; name another folder, or --overwrite.")
 
 
@@ -233,8 +235,7 @@ def stream(args, law, model):
     options["column"] = args.column or (law.column if law else "perplexity")
     files = ParquetFiles.find(args.dataset_name, args.dataset_split, **options)
     files.check_columns(files.column)
-    advice = "name the one to count in: with --num_tokens_column num_words the budget is in words"
-    files.check_columns(files.num_tokens_column, advice=advice)
+    files.check_columns(files.num_tokens_column, advice="with --num_tokens_column num_words the budget is in words")
     selection = select_stream(
         files,
         args.output_dir,
@@ -247,7 +248,6 @@ def stream(args, law, model):
     )
     print(f"{selection}\nSaved to {args.output_dir}.", flush=True)
     push(args)
-    return selection
 
 
 def select_on_the_way_in(script_args, training_args):

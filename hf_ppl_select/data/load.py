@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,22 +20,30 @@ if TYPE_CHECKING:
 
 FILE_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".txt": "text"}
 _TEXT_TYPES = ("string", "large_string")
+_FOLDER_KINDS = {**FILE_KINDS, ".ndjson": "json", ".tsv": "csv", ".arrow": "arrow"}  # as `datasets` calls them
+_BESIDE_DATA = {"metadata", "readme", "license", "licence", "copying", "notice", "citation", "requirements"}
+_OF_CARDS = {"sample_by", "na_values", "keep_default_na", "na_filter"}  # what a card may choose otherwise than we do
+_MISSING = ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"]
+_MISSING += ["NA", "NULL", "NaN", "None", "n/a", "nan", "null"]  # with these, what pandas takes for a missing value
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # what a chat template is rendered from, beside messages
 
 
 def load_rows(name: str, config: str | None = None, split: str = "train") -> Dataset:
     """Load the rows of a dataset.
 
+    Of a .txt file, also in a folder, each paragraph is a row. Of a .csv file, "NA", "null", "None" and the like are
+    texts in a column of texts, where only an empty cell is missing; in one of numbers they are missing, too.
+
     Args:
-        name: a Hub dataset; a folder written by `save_to_disk`, or one that `load_dataset` understands; or a .parquet,
-            .jsonl, .json, .csv or .txt file (of .txt, each paragraph is a row).
+        name: a Hub dataset; a folder written by `save_to_disk`, or one that `load_dataset` understands, with files of
+            one kind; or a .parquet, .jsonl, .json, .csv or .txt file.
         config: configuration of a Hub dataset.
         split: split, e.g. `"train"`; except of folders written by `save_to_disk` also sliced, e.g. `"train[:1000]"`.
 
     Raises:
         FileNotFoundError: `name` is written like a path and nothing is there, or only a part yet.
         ValueError: a file of another kind, one that cannot be read, no such split, or no rows; or a folder that lacks
-            a shard, or has another than was written.
+            a shard, has another than was written, or holds files of several kinds.
     """
     from datasets import DatasetDict, load_dataset, load_from_disk
 
@@ -43,11 +54,11 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
     if path.is_file():
         if kind is None:
             raise ValueError(f"{name} is not a dataset: bring a {', '.join(FILE_KINDS)} file, or a folder.")
-        options = {"sample_by": "paragraph"} if kind == "text" else {}
         if kind == "json":
             check_json_rows(path)
         with _named(name, f" as {kind}, split {split!r}"):
-            rows = load_dataset(kind, data_files={split.partition("[")[0]: str(path)}, split=split, **options)
+            files = {split.partition("[")[0]: str(path)}
+            rows = _read(kind, partial(load_dataset, kind, data_files=files), split)
     elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         with _named(name, ", a folder of save_to_disk"):
             rows = load_from_disk(str(path))
@@ -66,12 +77,84 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         raise FileNotFoundError(f"{name} is not finished: run the command that writes it again, which goes on.")
     elif not path.exists() and (kind or name.startswith(("/", ".", "~"))):
         raise FileNotFoundError(f"{name} does not exist; give a file, a folder or the name of a Hub dataset.")
+    elif path.is_dir():
+        with _named(name):
+            rows = _read(_kind_of_folder(path, config), partial(load_dataset, str(path.absolute()), config), split)
     else:
         with _named(name):
             rows = load_dataset(name, config, split=split)
     if not len(rows):
         raise ValueError(f"{name} has no rows in split {split!r}.")
     return rows
+
+
+def _read(kind: str | None, load: Callable[..., Dataset], split: str) -> Dataset:
+    """Rows by `load`, but each paragraph of a text as one, and of .csv no text as missing because it is "NA"."""
+    if kind != "csv":
+        return load(split=split, **({"sample_by": "paragraph"} if kind == "text" else {}))
+    # Were such words missing nowhere, one "NA" would turn numbers into texts. So all columns are read as pandas does,
+    # which shows what they hold, and anew where a text is missing. A column that misses all is taken for texts, too.
+    rows = load(split=split.partition("[")[0])
+    missing = {column: rows.data.column(column).null_count for column in rows.column_names}
+    texts = {column for column in rows.column_names if getattr(rows.features[column], "dtype", None) in _TEXT_TYPES}
+    texts = {column for column, number in missing.items() if number and (number == len(rows) or column in texts)}
+    if not texts:
+        return load(split=split) if "[" in split else rows
+    words = {column: [""] if column in texts else _MISSING for column in missing}
+    return load(split=split, keep_default_na=False, na_values=words)
+
+
+def _kind_of_folder(path: Path, config: str | None) -> str | None:
+    """What `datasets` reads a folder as, None where a card says how; ValueError where that is one of several kinds."""
+    from datasets import load_dataset_builder
+    from datasets.data_files import DataFilesDict, get_data_patterns
+    from huggingface_hub import metadata_load
+
+    files: list[Path] = []
+    for folder, folders, names in os.walk(path):  # as `datasets`, without what is hidden
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    kinds = set(map(_kind_of_file, files))
+    if len(kinds) == 1 and None not in kinds:
+        return kinds.pop()  # without a search by `datasets`, which takes seconds for thousands of files
+    card = (path / "README.md").is_file() and metadata_load(path / "README.md") or {}
+    configs = card["configs"] if isinstance(card.get("configs"), list) else []
+    said = {setting for settings in configs if isinstance(settings, dict) for setting in settings}
+    data = [] if said & {"data_files", "data_dir"} else list(filter(_is_data, files))
+    if len(set(map(_kind_of_file, data))) > 1:  # of which the names of splits, as in train.csv, may leave one kind
+        found = DataFilesDict.from_patterns(get_data_patterns(str(path.resolve())), base_path=str(path.resolve()))
+        data = [file for file in {Path(file) for files in found.values() for file in files} if _is_data(file)]
+        _check_one_kind(data, path)
+    builder = load_dataset_builder(str(path.absolute()), config)
+    read = {Path(file) for files in (builder.config.data_files or {}).values() for file in files}
+    if data:
+        _check_one_kind([*data, *filter(_kind_of_file, read)], path)
+    return None if said & _OF_CARDS else builder.name
+
+
+def _kind_of_file(path: Path) -> str | None:
+    """By any part of its name, as in `texts.txt.gz`."""
+    return next((kind for suffix in reversed(path.suffixes) if (kind := _FOLDER_KINDS.get(suffix.lower()))), None)
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a file of a kind of ours has rows, rather than something about them, as .json of a single object has."""
+    if _kind_of_file(path) is None or path.name.partition(".")[0].lower() in _BESIDE_DATA:
+        return False
+    if path.suffix.lower() != ".json":
+        return True
+    with open(path, "rb") as file:
+        return bool(re.match(rb"(\xef\xbb\xbf)?\s*(\[|\{.*\}[ \t\r]*\n\s*\{)", file.read(1 << 20)))
+
+
+def _check_one_kind(files: Iterable[Path], path: Path) -> None:
+    names = {_kind_of_file(file): file.name for file in sorted(files, reverse=True)}
+    kinds = ", ".join(f"{kind} ({name})" for kind, name in sorted(names.items()))
+    if len(names) > 1:
+        raise ValueError(
+            f"{path} has data files of several kinds, of which only one would be read: {kinds}. "
+            "Give one of these files, or a folder that has one kind alone."
+        )
 
 
 @contextmanager

@@ -7,12 +7,18 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 SHARED_RUN = 8  # words in a row: shorter ones are phrases that anybody writes
+_WORD = re.compile(r"\w+")
+# Chinese and Japanese have no blanks between words: each of their characters (as in `deduplication`) is a word
+_WORD_OR_SIGN = re.compile(r"[^\W\u3000-\u9fff]+|\w")
 
 
 def word_runs(text: str, length: int = SHARED_RUN) -> Iterator[tuple[str, ...]]:
-    """All runs of `length` words, in small letters; a text of fewer words is one run."""
-    words = re.findall(r"\w+", text.lower())
-    for start in range(max(1, len(words) - length + 1)):
+    """All runs of `length` words, in small letters; a text of fewer words is one run, one without words has none.
+
+    Chinese and Japanese characters (U+3000 to U+9FFF) are a word each.
+    """
+    words = (_WORD if text.isascii() else _WORD_OR_SIGN).findall(text.lower())
+    for start in range(max(1, len(words) - length + 1) if words else 0):
         yield tuple(words[start : start + length])
 
 

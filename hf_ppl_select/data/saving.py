@@ -167,6 +167,13 @@ def checksum(document: Any) -> str:
     return _ALGORITHM + hashlib.sha256(text.encode()).hexdigest()
 
 
+def check_not_input(output_dir: str | os.PathLike, name: str) -> None:
+    """ValueError where the folder to write holds the dataset to read, `name`: to overwrite it would delete that."""
+    rows, output = (Path(path).expanduser().resolve() for path in (name, output_dir))
+    if rows == output or output / "data" in (rows, *rows.parents):
+        raise ValueError(f"output_dir {os.fspath(output_dir)} holds the rows to read; name another folder.")
+
+
 @contextmanager
 def one_at_a_time(folder: str | os.PathLike) -> Iterator[None]:
     """Keep other processes that ask for the same folder waiting, so that reading, changing and replacing a file of it

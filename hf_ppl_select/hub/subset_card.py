@@ -111,14 +111,14 @@ def subset_card(
 
 
 def _summary(report: Mapping[str, Any], source: str | None, model: str | None) -> str:
-    size = f"{report['num_chunks']:,} chunks of text"
-    size += f" ({report['num_tokens']:,} {counted_in(report)})" if "num_tokens" in report else ""
+    size, unit = f"{report['num_chunks']:,} chunks of text", counted_in(report)
+    size += f" ({report['num_tokens']:,} {unit})" if "num_tokens" in report else ""
     replay = report.get("replay")
     out_of = f" out of {report['corpus']['num_chunks']:,}" if "corpus" in report else ""
     origin = f" of {source}" if source else ""
     by = f" under `{model}`" if model else " under a language model" if _of_a_model(report) else ""
     general = (
-        f"; and {replay['num_chunks']:,} rows of general text ({replay['num_tokens']:,} {counted_in(report)})" if replay else ""
+        f"; and {replay['num_chunks']:,} rows of general text ({replay['num_tokens']:,} {unit})" if replay else ""
     )
     return f"{size}{out_of}{origin}, selected by their {in_words(_column(report))}{by}{general}."
 

@@ -50,9 +50,9 @@ def composition(report: Mapping[str, Any]) -> str | None:
             parts.append(f"And {len(groups) - len(shown):,} more, see `selection.json`.")
     if replay := report.get("replay"):
         parts.append(
-            f"Replay against forgetting: {replay['num_tokens']:,} {counted_in(report)} in {replay['num_chunks']:,} rows of general "
-            f"text, {100 * replay['share']:g} % of the budget, drawn at random and mixed in. The moments above and "
-            "the predicted losses are of the other rows."
+            f"Replay against forgetting: {replay['num_tokens']:,} {counted_in(report)} in {replay['num_chunks']:,} "
+            f"rows of general text, {100 * replay['share']:g} % of the budget, drawn at random and mixed in. The "
+            "moments above and the predicted losses are of the other rows."
         )
     if report.get("order") in _ORDERS:
         parts.append(_ORDERS[report["order"]].format(columns[0]))

@@ -212,22 +212,23 @@ class Selection:
 
 def summarize(report: Mapping[str, Any]) -> str:
     """What was aimed at, what was reached and what the law predicts, in a few lines."""
+    unit = counted_in(report)
     lines = [
         f"Selected {report['num_chunks']:,} of {report['corpus']['num_chunks']:,} chunks, {report['num_tokens']:,} of "
-        f"{report['budget']:,} {counted_in(report)} asked for (strategy {report['strategy']}, seed {report['seed']})."
+        f"{report['budget']:,} {unit} asked for (strategy {report['strategy']}, seed {report['seed']})."
     ]
     if replay := report.get("replay"):
-        lines.append(f"Replay: {replay['num_chunks']:,} rows, {replay['num_tokens']:,} {counted_in(report)}, mixed in.")
+        lines.append(f"Replay: {replay['num_chunks']:,} rows, {replay['num_tokens']:,} {unit}, mixed in.")
     if dropped := [f"{number:,} {reason}" for reason, number in report["dropped"].items() if number]:
         lines.append(f"Not to choose from: {', '.join(dropped)}.")
     for name, rows in moment_rows(report).items():
-        unit = name if report["space"] == "linear" else f"{log_name(name)} (nats)"
-        lines.append(f"{unit + ': ':<14}mean      standard deviation")
+        score = name if report["space"] == "linear" else f"{log_name(name)} (nats)"
+        lines.append(f"{score + ': ':<14}mean      standard deviation")
         lines += [f"  {what:<12}{mu:<10.4g}{sigma:.4g}" for what, (mu, sigma) in rows.items()]
     if report.get("projected"):
         lines.append("The law's optimum is on the edge of reach, or beyond; the target is the nearest inside.")
     for group in (report.get("groups") or [])[:20]:
-        lines.append(f"  {group['group']!s:<24}{group['num_tokens']:>12,} of {group['corpus_tokens']:,} {counted_in(report)}")
+        lines.append(f"  {group['group']!s:<24}{group['num_tokens']:>12,} of {group['corpus_tokens']:,} {unit}")
     if report.get("groups") and len(report["groups"]) > 20:
         lines.append(f"  and {len(report['groups']) - 20:,} more groups")
     if report.get("predicted_loss") is not None and report.get("random_loss") is not None:

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -134,3 +135,108 @@ def test_brackets_in_texts_are_text(tmp_path):
     for name, written in (("a.jsonl", "\n".join(map(json.dumps, rows))), ("b.json", json.dumps(rows, indent=1))):
         (tmp_path / name).write_text(written)
         assert load_rows(str(tmp_path / name)).to_list() == rows
+
+
+CARD = "---\nconfigs:\n- config_name: default\n  data_files: '{}'\n---\n# Theirs\n"
+ROWS, CSV = '{"text": "a"}\n{"text": "b"}\n', "text,number\nNA,1\nnull,\n,NA\nb,0.5\n"
+
+
+def write(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "beside", [{}, {"README.md": "# Theirs"}, {"README.md": CARD.format("*/*")}, {"about.json": "{}", "a.png": "-"}]
+)
+@pytest.mark.parametrize(
+    "names", [("x/1.txt", "x/2.txt"), ("x/1.txt.gz", "x/2.txt"), ("x/train.txt", "x/train-2.txt")]
+)
+def test_a_folder_of_texts_has_the_rows_of_its_files(names, beside, tmp_path):
+    texts = ["a\nline\n\nb\n", "c\n\n\nd\n e"]
+    packed = [gzip.compress(text.encode()) if ".gz" in name else text for name, text in zip(names, texts)]
+    expected = []
+    for text in texts:
+        (tmp_path / "one.txt").write_text(text)
+        expected += load_rows(str(tmp_path / "one.txt"))["text"][:]
+    found = load_rows(write(tmp_path / "folder", dict(zip(names, packed)) | beside))["text"][:]
+    assert len(found) == 4 and sorted(found) == sorted(expected)
+
+
+def test_a_card_may_say_how_to_read_a_folder(tmp_path):
+    by_line = CARD.format("*.txt").replace("'\n", "'\n  sample_by: line\n")
+    folder = write(tmp_path / "by line", {"a.txt": "a\nline\n\nb\n", "README.md": by_line})
+    assert load_rows(folder)["text"][:] == ["a", "line", "", "b"]
+    folder = write(tmp_path / "one of two", {"a.jsonl": ROWS, "b.csv": CSV, "README.md": CARD.format("*.csv")})
+    assert load_rows(folder)["text"][:] == ["NA", "null", None, "b"]
+
+
+@pytest.mark.parametrize(
+    ("files", "kinds"),
+    [
+        ({"A.jsonl": ROWS, "B.csv": CSV}, r"csv \(B.csv\), json \(A.jsonl\)"),
+        ({"A.jsonl": ROWS, "B.csv": CSV, "README.md": "---\nlicense: mit\n---\n"}, "csv .*, json"),
+        (
+            {"A.csv": CSV, "B.csv": CSV, "more/C.json": "[" + ROWS.replace("\n{", ",{") + "]"},
+            r"csv .*, json \(C.json\)",
+        ),
+        ({"A.csv": CSV, "B.json": ROWS}, "csv .*, json"),
+        ({"train.csv": CSV, "test.jsonl": ROWS}, "csv .*, json"),
+        ({"A.txt": "a", "B.txt": "b", "C.jsonl.gz": gzip.compress(ROWS.encode())}, r"json \(C.jsonl.gz\), text"),
+        # what is no data, but would be read as such, since there is more of it, or since .json goes first
+        ({"A.csv": CSV, "LICENSE.txt": "l", "README.txt": "r"}, r"csv \(A.csv\), text \(LICENSE.txt\)"),
+        ({"A.csv": CSV, "landscape.json": '{"a": {\n}}'}, r"csv .*, json \(landscape.json\)"),
+    ],
+)
+def test_a_folder_of_several_kinds_is_refused(files, kinds, tmp_path):
+    folder = write(tmp_path / "mixed", files)
+    with pytest.raises(ValueError, match=f"mixed has data files of several kinds, .*: {kinds}.*Give one of") as error:
+        load_rows(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"A.jsonl": ROWS, "B.json": "[]", "LICENSE.txt": "l", "metadata.csv": CSV, "README.md": "# Theirs"},
+        {"A.jsonl": ROWS, "dataset_info.json": "{}", "config.json": '{"a": {\n}}', "plot.png": "-"},
+        {"A.jsonl": ROWS, ".b.csv": CSV, ".c/d.csv": CSV, "__pycache__/e.csv": CSV},
+        {"train.jsonl": ROWS, "test.jsonl": ROWS, "labels.csv": CSV, "state of it.json": "{}"},
+        {"data/train-00000-of-00001.jsonl": ROWS, "notes.csv": CSV},
+    ],
+)
+def test_a_folder_of_one_kind_may_have_files_about_it(files, tmp_path):
+    assert load_rows(write(tmp_path / "folder", files))["text"][:] == ["a", "b"]
+
+
+def test_folders_that_we_or_datasets_write_may_have_any_file_beside(tmp_path):
+    rows, beside = Dataset.from_dict({"text": ["a", "b"]}), {"a.csv": CSV, "b.txt": "b", "law.json": "{}"}
+    rows.save_to_disk(tmp_path / "saved")
+    write(tmp_path / "shards" / "data", {"manifest.json": "{}"})
+    rows.to_parquet(tmp_path / "shards" / "data" / "train-00000-of-00001.parquet")
+    for name in ("saved", "shards"):
+        assert load_rows(write(tmp_path / name, beside))["text"][:] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "folder", "tabs"])
+def test_words_for_what_is_missing_are_texts_of_csv(name, tmp_path):
+    write(tmp_path, {"rows.csv": CSV, "folder/rows.csv": CSV, "tabs/rows.tsv": CSV.replace(",", "\t")})
+    texts, num_empty = load_texts(str(tmp_path / name))
+    assert texts["text"][:] == ["NA", "null", "b"] and num_empty == 1
+    rows = load_rows(str(tmp_path / name))
+    assert rows["number"][:] == [1, None, None, 0.5] and rows.features["number"].dtype == "float64"
+    assert load_rows(str(tmp_path / name), split="train[2:3]").to_list() == [{"text": None, "number": None}]
+
+
+def test_columns_of_csv_are_of_texts_or_of_numbers_as_a_whole(tmp_path):
+    """Also where a word for what is missing stands beyond the rows that pandas reads at once, or in all of them."""
+    words = ["N/A", "None", "nan", "", "x"]
+    lines = ["text,whole,part,yes,none,empty"] + [f"t{i},{i},{i}.5,True,NA," for i in range(12_000)]
+    lines += [f"{word},{word.replace('x', '7')},NA,null,None," for word in words]
+    rows = load_rows(write(tmp_path, {"rows.csv": "\n".join(lines)}) + "/rows.csv")
+    assert rows[12_000:]["text"] == ["N/A", "None", "nan", None, "x"]
+    assert rows[12_000:]["whole"] == [None] * 4 + [7] and rows[12_000:]["part"] == rows[12_000:]["yes"] == [None] * 5
+    assert [rows.features[column].dtype for column in ("whole", "part", "yes")] == ["int64", "float64", "bool"]
+    assert rows[11_999:]["none"] == ["NA"] + ["None"] * 5 and rows[11_999:]["empty"] == [None] * 6

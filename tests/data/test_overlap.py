@@ -32,6 +32,25 @@ def test_runs_are_of_eight_words_in_small_letters():
     assert set(word_runs("É-tude 3.5 " * 4)) == naive_runs("é tude 3 5 " * 4)
 
 
+def test_chinese_and_japanese_characters_are_words():
+    assert list(word_runs("第3章：Das Fieber")) == [("第", "3", "章", "das", "fieber")]
+    sentence = "患者は昨夜から高熱と咳が続いている"
+    assert list(word_runs(sentence)) == [tuple(sentence[i : i + 8]) for i in range(len(sentence) - 7)]
+    texts = [f"今天我们要讲的是，{'患者昨夜开始高烧不退'}。", "另一篇完全不同的文章", "어젯밤부터 열이 있다"]
+    others = ["病历记录患者昨夜开始高烧不退，伴有咳嗽", "어젯밤부터 열이 없다"]
+    assert sharing_runs(texts, others) == [0]
+    assert contained_in(texts, [f"开头{texts[0]}结尾"]) == [0]
+    with pytest.raises(ValueError, match="2 texts cannot be split in two"):
+        split_apart([texts[0], others[0]], 0.5)
+
+
+def test_texts_without_words_share_nothing():
+    assert list(word_runs("")) == list(word_runs("* * *")) == list(word_runs("。、")) == []
+    assert sharing_runs(["***", "fever"], ["---", "", "fever"]) == [1]
+    assert contained_in(["***"], ["***"]) == []
+    assert sorted(split_apart(["***", "---"], 0.5)) == [[0], [1]]
+
+
 def test_texts_that_share_a_run_are_found(texts):
     mine, others = texts[:30], texts[30:]
     expected = [i for i, text in enumerate(mine) if any(naive_runs(text) & naive_runs(other) for other in others)]

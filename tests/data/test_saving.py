@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_ppl_select.data.saving import _sweep, load_json, save_json, write_atomically, written_aside
+from hf_ppl_select.data.saving import _sweep, check_not_input, load_json, save_json, write_atomically, written_aside
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,3 +117,13 @@ def test_what_killed_writers_left_is_removed_and_what_live_ones_write_stays(tmp_
         assert names == [".other", "mine.txt"]
         live.stdin.close()
     assert sorted(os.listdir(tmp_path)) == ["mine.txt", "other.png"]
+
+
+def test_the_folder_to_write_is_not_the_one_to_read(tmp_path):
+    (tmp_path / "a" / "data").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for name in ("a", "a/", "a/data", "a/data/train-00000-of-00001.parquet", "link", "b/../a"):
+        with pytest.raises(ValueError, match=r"output_dir .*a holds the rows to read; name another folder"):
+            check_not_input(tmp_path / "a", f"{tmp_path}/{name}")
+    for name in (f"{tmp_path}/ab", f"{tmp_path}/a/texts.jsonl", str(tmp_path), "user/name"):
+        check_not_input(tmp_path / "a", name)

@@ -116,7 +116,7 @@ def test_what_is_scored_is_not_overwritten(options, tmp_path, capsys):
     for name in (tmp_path / "scored", data, next(data.glob("*.parquet"))):
         with pytest.raises(SystemExit):
             run(tmp_path / "scored", **(options | {"dataset_name": name}), overwrite=True)
-        assert "scored holds the rows to score; name another folder" in capsys.readouterr().err
+        assert "scored holds the rows to read; name another folder" in capsys.readouterr().err
     assert load_rows(str(tmp_path / "scored")).column_names == ["text", "perplexity", "num_tokens", "n"]
 
 
@@ -149,7 +149,7 @@ def test_what_is_wrong_is_one_line(options, tmp_path, run_recipe):
     for wrong, message in (
         ({"text_column": "body"}, f"{tmp_path / 'scored'} has no column 'body' to score"),
         ({"trusted_column": "text"}, "trusted.jsonl has no column 'text' to score"),
-        ({"output_dir": tmp_path / "scored"}, "scored holds the rows to score; name another folder"),
+        ({"output_dir": tmp_path / "scored"}, "scored holds the rows to read; name another folder"),
         ({"smoothing": 1}, "smoothing must be between 0 and 1, not 1"),
         ({"trusted": tmp_path / "no.jsonl"}, "no.jsonl"),
         ({"shard_size": 0}, "shard_size must be at least 1"),
