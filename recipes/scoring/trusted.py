@@ -52,7 +52,7 @@ def write_held_out(path: Path, texts: Sequence[str]) -> None:
 
 
 def check_not_in_corpus(texts: Sequence[str], name: str, corpus: Dataset, column: str, corpus_name: str) -> None:
-    """ValueError where trusted texts are part of the corpus, whose rows the reference would then know by heart.
+    """ValueError where trusted texts are part of the corpus: the reference, or n-grams, would know its rows by heart.
 
     Args:
         corpus: its documents or rows; `column` holds texts, or messages.
@@ -60,8 +60,8 @@ def check_not_in_corpus(texts: Sequence[str], name: str, corpus: Dataset, column
     values = (value for batch in corpus.select_columns([column]).iter(1000) for value in batch[column])
     if inside := contained_in(texts, (value if isinstance(value, str) else str(value) for value in values)):
         raise ValueError(
-            f"{len(inside)} of the {len(texts)} texts of {name} are part of {corpus_name}, {_rows(inside, texts)}: a "
-            "reference knows by heart what it was trained on, so take them out of one of the two."
+            f"{len(inside)} of the {len(texts)} texts of {name} are part of {corpus_name}, {_rows(inside, texts)}: what "
+            "learns from trusted texts scores these by heart, so take them out of one of the two."
         )
 
 
