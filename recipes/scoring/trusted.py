@@ -60,8 +60,8 @@ def check_not_in_corpus(texts: Sequence[str], name: str, corpus: Dataset, column
     values = (value for batch in corpus.select_columns([column]).iter(1000) for value in batch[column])
     if inside := contained_in(texts, (value if isinstance(value, str) else str(value) for value in values)):
         raise ValueError(
-            f"{len(inside)} of the {len(texts)} texts of {name} are part of {corpus_name}, {_rows(inside, texts)}: what "
-            "learns from trusted texts scores these by heart, so take them out of one of the two."
+            f"{len(inside)} of the {len(texts)} texts of {name} are part of {corpus_name}, {_rows(inside, texts)}: "
+            "what learns from trusted texts scores these by heart, so take them out of one of the two."
         )
 
 
