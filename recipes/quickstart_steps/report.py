@@ -24,7 +24,7 @@ from training.checkpoints import load_metrics
 
 BASELINES = ("random raw", "random deduplicated")
 _CHANCE = (
-    " The law reads nothing of the landscape, so what it selected are random chunks of the deduplicated corpus, too: "
+    " The law reads nothing of the landscape, so what it selected are chunks from all over the deduplicated corpus: "
     "what sets the two apart is chance."
 )
 LAW_PICTURES = ("law_surface", "predicted_against_measured", "loss_against_tokens")
