@@ -64,7 +64,6 @@ class DeduplicateArguments:
     overwrite: bool = field(default=False, metadata={"help": "Start anew where output_dir has other settings."})
 
     def __post_init__(self):
-        check_not_input(self.output_dir, self.dataset_name)
         self.keep_columns = [self.keep_columns] if isinstance(self.keep_columns, str) else self.keep_columns
         if type(self.shard_size) is not int or self.shard_size < 1:
             raise ValueError(f"shard_size must be a whole number, at least 1, not {self.shard_size!r}.")
@@ -83,6 +82,7 @@ def main(args):
     from hf_ppl_select.deduplication.documents import DROPPED_COLUMNS, check_options
     from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows
 
+    check_not_input(args.output_dir, args.dataset_name)
     documents = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)
     needed = [args.text_column, *args.keep_columns, *([args.count_by] if args.count_by else [])]
     if missing := [name for name in needed if name not in documents.column_names]:

@@ -122,7 +122,6 @@ class ScoreArguments:
     overwrite: bool = field(default=False, metadata={"help": "Start anew where output_dir has other settings."})
 
     def __post_init__(self):
-        check_not_input(self.output_dir, self.dataset_name)
         if self.compile not in ("auto", "true", "false"):
             raise ValueError(f"compile must be auto, true or false, not {self.compile!r}.")
         self.keep_columns = [self.keep_columns] if isinstance(self.keep_columns, str) else self.keep_columns
@@ -169,6 +168,7 @@ def main(args):
     from training.checkpoints import list_files
     from training.cpu_trainer import release_large_blocks
 
+    check_not_input(args.output_dir, args.dataset_name)
     rank, num_processes, local_rank = launched_as()
     scorer = PerplexityScorer(
         args.model_name_or_path,

@@ -53,7 +53,6 @@ class NgramArguments:
     def __post_init__(self):
         if self.shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, not {self.shard_size}.")
-        check_not_input(self.output_dir, self.dataset_name)
 
 
 def main(args):
@@ -68,6 +67,7 @@ def main(args):
     from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows, launched_as
     from scoring.trusted import check_not_in_corpus, read_trusted
 
+    check_not_input(args.output_dir, args.dataset_name)
     # What can be wrong is found before any work
     rank, num_processes, _ = launched_as()
     rows = load_rows(args.dataset_name, args.dataset_config, args.dataset_split)

@@ -130,7 +130,6 @@ class SelectArguments:
     model: str | None = field(default=None, metadata={"help": "That scored the chunks, if landscape.json is missing."})
 
     def __post_init__(self):
-        check_not_input(self.output_dir, self.dataset_name)
         if self.num_tokens is None and self.reproduce is None:
             raise ValueError("the following arguments are required: --num_tokens")
         if (self.target_mu is None) != (self.target_sigma is None):
@@ -153,6 +152,7 @@ def main(args):
     from hf_ppl_select.hub.repository import check_branch, check_hub_access, check_repo_id
     from hf_ppl_select.selection.select import plan_selection, reproduce_selection
 
+    check_not_input(args.output_dir, args.dataset_name)
     # What can be wrong is found before any work
     if args.license or args.push_to_hub:
         check_license(args.license)

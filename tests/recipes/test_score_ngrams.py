@@ -111,12 +111,11 @@ def test_overwrite_starts_anew(options, tmp_path, monkeypatch):
     assert landscapes[0] == landscapes[1]
 
 
-def test_what_is_scored_is_not_overwritten(options, tmp_path, capsys):
+def test_what_is_scored_is_not_overwritten(options, tmp_path):
     data = tmp_path / "scored" / "data"
     for name in (tmp_path / "scored", data, next(data.glob("*.parquet"))):
-        with pytest.raises(SystemExit):
+        with pytest.raises(ValueError, match="scored holds the rows to read; name another folder"):
             run(tmp_path / "scored", **(options | {"dataset_name": name}), overwrite=True)
-        assert "scored holds the rows to read; name another folder" in capsys.readouterr().err
     assert load_rows(str(tmp_path / "scored")).column_names == ["text", "perplexity", "num_tokens", "n"]
 
 

@@ -155,7 +155,7 @@ def test_trusted_texts_that_are_measured_on_or_in_the_corpus_are_counted_named_a
         run(tmp_path / "scored", **options, trusted=trusted, eval_file=held_out)
     write(trusted, [*texts[:5], sentence(1), sentence(3)])
     message = (
-        r"2 of the 7 texts of .*trusted.jsonl are part of .*corpus.jsonl, texts 5 \('.*'\), 6 \('.*'\): a reference"
+        r"2 of the 7 texts of .*trusted.jsonl are part of .*corpus.jsonl, texts 5 \('.*'\), 6 \('.*'\): what learns"
     )
     for more in ({}, {"chunk_length": 24}):
         with pytest.raises(ValueError, match=message):
