@@ -143,10 +143,8 @@ def read_columns(dataset: Any, *names: str) -> tuple[np.ndarray, ...]:
             advice = "run dataset.map(score_ppl, batched=True) first, or pass column= or num_tokens_column="
             advice += " (of select_subset.py --column and --num_tokens_column)"
             if name == "num_tokens" and "num_words" in present:
-                advice = (
-                    'pass num_tokens_column="num_words" (of select_subset.py --num_tokens_column num_words), and the '
-                )
-                advice += "budget is in words"
+                advice = 'pass num_tokens_column="num_words" (of select_subset.py --num_tokens_column num_words), and '
+                advice += "the budget is in words"
             raise KeyError(f"The dataset has no column {name!r}, it has {', '.join(present) or 'none'}; {advice}.")
     if hasattr(dataset, "select_columns"):
         table = dataset.select_columns(list(names)).with_format("arrow")[:]
