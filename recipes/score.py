@@ -258,7 +258,7 @@ def main(args):
     if scorer.compile and missing:
         print("The model's layers are compiled first.", flush=True)
     if missing:  # a landscape would be of data that is overwritten
-        for landscape in output.folder.glob("landscape*.json"):
+        for landscape in (*output.folder.glob("landscape*.json"), *output.folder.glob("landscape*.png")):
             landscape.unlink(missing_ok=True)
     missing = {index: rows for index, rows in missing.items() if index % num_processes == rank}
 

@@ -49,6 +49,7 @@ class RayScoreArguments:
     num_actors: int | None = field(default=None, metadata={"help": "Default: one per GPU, or one without any."})
     batch_size: int = field(default=512, metadata={"help": "Rows that an actor takes at a time."})
     files_per_shard: int = field(default=64, metadata={"help": "Input files in a shard: what a kill can lose."})
+    overwrite: bool = field(default=False, metadata={"help": "Start anew where output_dir has other settings."})
 
 
 def main(args):
@@ -56,6 +57,7 @@ def main(args):
     from tempfile import TemporaryDirectory
 
     from hf_ppl_select import PerplexityScorer
+    from hf_ppl_select.data.saving import check_not_input
     from hf_ppl_select.streaming.parquet_files import ParquetFiles
     from hf_ppl_select.streaming.sharded_output import ShardedOutput
 
@@ -65,6 +67,7 @@ def main(args):
         raise ImportError('this recipe needs Ray: pip install "hf-ppl-select[ray]".') from error
 
     # What can be wrong is found before any work
+    check_not_input(args.output_dir, args.dataset_name)
     options = {
         "model": args.model_name_or_path,
         "revision": args.model_revision,
@@ -80,8 +83,12 @@ def main(args):
     files.check_columns(args.text_column)
     settings = scorer.settings() | {"files": files.describe(), "files_per_shard": args.files_per_shard}
     starts = range(0, len(files.paths), args.files_per_shard)
-    output = ShardedOutput.open(args.output_dir, len(starts), settings)
+    output = ShardedOutput.open(args.output_dir, len(starts), settings, overwrite=args.overwrite)
     print(f"{len(files.paths)} files in {len(starts)} shards, of which {len(output.missing)} are still to score.")
+
+    if output.missing:  # a landscape would be of data that is overwritten
+        for landscape in output.folder.glob("landscape*.json"):
+            landscape.unlink(missing_ok=True)
 
     started = not ray.is_initialized()
     if started:

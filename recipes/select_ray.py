@@ -89,9 +89,10 @@ def main(args):
 
     # What came out, read from what was written
     kept, _ = ParquetFiles.find(str(args.output_dir), **columns).landscape()
-    print(f"Kept {kept.num_chunks:,} chunks, {kept.num_tokens:,} tokens: {kept}")
+    unit = files.counted_in
+    print(f"Kept {kept.num_chunks:,} chunks, {kept.num_tokens:,} {unit}: {kept}")
     if selector.expected_num_tokens is not None:
-        print(f"Promised {selector.expected_num_tokens:,.0f} tokens, deviation {selector.num_tokens_std:,.0f}.")
+        print(f"Promised {selector.expected_num_tokens:,.0f} {unit}, deviation {selector.num_tokens_std:,.0f}.")
     print(f"Saved to {args.output_dir}.")
 
 

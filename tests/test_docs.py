@@ -68,3 +68,12 @@ def test_the_table_of_versions_is_true():
     oldest, newest = pins("constraints-oldest.txt") | {"torch": "2.6.0"}, pins("constraints.txt")
     names = [canonicalize_name(name) for name, _, _ in rows]
     assert [(oldest[name], newest[name]) for name in names] == [row[1:] for row in rows] and len(rows) > 10
+
+
+def test_the_readme_has_the_quickstart_s_numbers_as_its_page_has_them():
+    readme, page = (Path(ROOT, name).read_text(encoding="utf-8") for name in ("README.md", "docs/quickstart.md"))
+    rows = re.findall(r"^\| (`--(?:seed|dirty) \d`|MedQuAD) \| (.*) \|$", readme, re.M)
+    whole = dict(re.findall(r"^\| (`--(?:seed|dirty) \d`|MedQuAD) \| (.*) \|$", page, re.M))
+    assert len(rows) == len(whole) == 5
+    for name, cells in rows:
+        assert set(cells.split(" | ")) <= set(whole[name].split(" | ")), name

@@ -37,8 +37,21 @@ def in_words(column: Column) -> str:
 
 def counted_in(report: Mapping[str, Any]) -> str:
     """What a selection's budget and sizes count: tokens, or the words of a corpus that no model has scored."""
-    name = (report.get("options") or {}).get("num_tokens_column") or "num_tokens"
-    return name.removeprefix("num_").replace("_", " ")
+    settings = report if "num_tokens_column" in report else report.get("options") or {}
+    return settings.get("num_tokens_column", "num_tokens").removeprefix("num_").replace("_", " ")
+
+
+def check_counts_tokens(num_tokens_column: str, what: str) -> None:
+    """Refuse the columns that the scorers add and that count something else, for what is about tokens.
+
+    Raises:
+        ValueError: the column counts words or bytes.
+    """
+    if num_tokens_column in ("num_words", "num_bytes"):
+        raise ValueError(
+            f"num_tokens_column={num_tokens_column!r}, but {what} is about the tokens that a model trains on: score "
+            "the chunks with the model, which adds num_tokens, or name the column that has them."
+        )
 
 
 def as_moment(numbers: Any) -> Moment:

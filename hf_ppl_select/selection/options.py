@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..landscape.reach import Space, check_space
-from ..landscape.scores import check_log_space, check_one_column, in_words
+from ..landscape.scores import check_counts_tokens, check_log_space, check_one_column, in_words
 from .replay import check_order
 
 Strategy = Literal["maxent", "greedy_dos", "regime", "random", "low", "high", "middle"]
@@ -55,6 +55,8 @@ def check_options(law: Any, options: Mapping[str, Any]) -> Space:
         check_space(space)
     if law is not None and options["column"] != law.column:
         raise ValueError(f"column={options['column']!r}, but the law is about {law.column!r}; leave column out.")
+    if law is not None:
+        check_counts_tokens(options["num_tokens_column"], "a law")
     if law is not None and space not in (None, law.space):
         raise ValueError(f"space={space!r}, but the law lives in {law.space!r} space; leave space out.")
     if law is not None and law.model and options["model"] and law.model != options["model"]:

@@ -80,6 +80,7 @@ _SCHEMA = {
     **{f"{name}?": maybe(Flag()) for name in ("projected", "predicted_trusted", "random_trusted", "streaming")},
     **{f"{name}?": maybe(Number(0, 1e6)) for name in ("predicted_loss", "random_loss")},
     **{f"{name}_sha256?": Text(longest=64) for name in ("indices", "replay_indices", "is_replay")},
+    "num_tokens_column?": Text(),
     "options?": _OPTIONS,
     "inputs?": _FOUND,
     "order?": Text(),

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..data.shards import MANIFEST, check_whole, is_as_described
 from ..landscape.landscape import PerplexityLandscape
-from ..landscape.scores import check_one_column
+from ..landscape.scores import check_one_column, counted_in
 from ..selection.candidates import check_guards
 from ..selection.selector import PerplexitySelector
 
@@ -58,6 +58,11 @@ class ParquetFiles:
 
     def __post_init__(self) -> None:
         check_one_column(self.column, "a stream of parquet files")
+
+    @property
+    def counted_in(self) -> str:
+        """What budgets and sizes of these files count: tokens, or words."""
+        return counted_in({"num_tokens_column": self.num_tokens_column})
 
     @classmethod
     def find(cls, name: str, split: str = "train", **options: Any) -> ParquetFiles:

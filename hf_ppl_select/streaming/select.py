@@ -14,7 +14,7 @@ from ..hub.existing import join_cards, read_card
 from ..hub.subset_card import subset_card
 from ..hub.subset_folder import check_layout
 from ..landscape.landscape import PerplexityLandscape
-from ..landscape.scores import check_one_column
+from ..landscape.scores import check_counts_tokens, check_one_column, counted_in
 from ..selection.report import SELECTION_VERSION, describe_law, summarize
 from ..selection.selector import PerplexitySelector
 from ..version import __version__
@@ -47,6 +47,7 @@ class StreamedSelection:
         budget: tokens asked for.
         dropped: rows it was not asked about, counted by reason.
         law: that gave the target, or None.
+        num_tokens_column: what the budget counts in.
     """
 
     selector: PerplexitySelector
@@ -55,6 +56,7 @@ class StreamedSelection:
     budget: float
     dropped: dict[str, int]
     law: ScalingLaw | None = None
+    num_tokens_column: str = "num_tokens"
 
     @property
     def deviations(self) -> dict[str, float]:
@@ -76,6 +78,7 @@ class StreamedSelection:
             "space": self.selector.space,
             "column": self.selector.column,
             "target": [self.selector.centre, self.selector.scale],
+            "num_tokens_column": self.num_tokens_column,
             "budget": self.budget,
             "num_tokens": self.kept.num_tokens,
             "num_chunks": self.kept.num_chunks,
@@ -93,10 +96,11 @@ class StreamedSelection:
         return report
 
     def __str__(self) -> str:
-        promised, off = self.selector, self.deviations
+        promised, off, report = self.selector, self.deviations, self.report()
+        unit = counted_in(report)
         return (
-            f"{summarize(self.report())}\nPromised {promised.expected_num_tokens:,.0f} tokens with a standard "
-            f"deviation of {promised.num_tokens_std:,.0f}. Kept, in standard deviations from the promise: tokens "
+            f"{summarize(report)}\nPromised {promised.expected_num_tokens:,.0f} {unit} with a standard "
+            f"deviation of {promised.num_tokens_std:,.0f}. Kept, in standard deviations from the promise: {unit} "
             f"{off['num_tokens']:+.2f}, mean {off['mu']:+.2f}, standard deviation {off['sigma']:+.2f}."
         )
 
@@ -154,6 +158,7 @@ def select_stream(
     """
     if law is not None:
         check_one_column(law.column, "a streamed selection")
+        check_counts_tokens(files.num_tokens_column, "a law")
     if (law is None) == (target is None):
         raise ValueError("a streamed selection needs a law or a target=(mu, sigma), one of the two.")
     if law is not None and space not in (None, law.space):
@@ -191,7 +196,7 @@ def select_stream(
 
     written = ParquetFiles(LocalFileSystem(), tuple(map(str, output.paths)), files.column, files.num_tokens_column)
     kept, _ = written.landscape(model)
-    selection = StreamedSelection(selector, corpus, kept, num_tokens, dropped, law)
+    selection = StreamedSelection(selector, corpus, kept, num_tokens, dropped, law, files.num_tokens_column)
     for name, part in (("selector", selector), ("selection", selection), ("landscape", corpus), ("law", law)):
         if part is not None:
             part.save(folder / f"{name}.json")
@@ -201,8 +206,8 @@ def select_stream(
     off = selection.deviations["num_tokens"]
     if abs(off) > 6:
         warnings.warn(
-            f"{kept.num_tokens:,} tokens were kept, {off:+.1f} standard deviations from the promise: "
-            f"are the values of {key_column!r} distinct? Rows equal in it share one fate.",
+            f"{kept.num_tokens:,} {files.counted_in} were kept, {off:+.1f} standard deviations from the "
+            f"promise: are the values of {key_column!r} distinct? Rows equal in it share one fate.",
             stacklevel=2,
         )
     return selection

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pyarrow as pa
@@ -111,3 +112,21 @@ def test_with_a_reference(cluster, arguments, tiny_model, tiny_tokenizer, tmp_pa
         assert rows[name][:239] == pytest.approx(expected[name][:239], rel=1e-4)
     landscape = PerplexityLandscape.load(f"{arguments.output_dir}/landscape_perplexity_ratio.json")
     assert landscape.column == "perplexity_ratio" and landscape.num_chunks == 239
+
+
+def test_other_settings_are_refused_or_replace_what_is_there(cluster, arguments):
+    arguments = replace(arguments, num_actors=1, files_per_shard=4, batch_size=240)
+    score_ray.main(arguments)
+    other = replace(arguments, max_length=8)
+    with pytest.raises(ValueError, match="max_length"):
+        score_ray.main(other)
+    with pytest.raises(ValueError, match="holds the rows to read"):
+        score_ray.main(replace(other, output_dir=arguments.dataset_name, overwrite=True))
+    before = load_rows(arguments.output_dir).sort("id")["perplexity"][:]
+    stale = Path(arguments.output_dir, "landscape_perplexity_ratio.json")
+    stale.touch()
+    score_ray.main(replace(other, overwrite=True))
+    assert not stale.exists()
+    rows = load_rows(arguments.output_dir).sort("id")
+    expected = PerplexityScorer(arguments.model_name_or_path, max_length=8)({"text": TEXTS})
+    assert rows["perplexity"][:239] == pytest.approx(expected["perplexity"][:239], rel=1e-4) != before[:239]

@@ -144,8 +144,11 @@ def test_a_budget_in_words(work, in_work):
         assert code == 2 and "no column 'num_tokens'" in stderr
         assert "--num_tokens_column num_words" in stderr and "budget is in words" in stderr
         assert not (work / name).exists()
-        code, _, stderr = in_work(*aim, *way, *words, "--output_dir", name)
+        code, stdout, stderr = in_work(*aim, *way, *words, "--output_dir", name)
         assert code == 0, stderr
+        assert "words asked for" in stdout and "tokens" not in stdout
+        card = (work / name / "README.md").read_text().partition("How to reproduce")[0]
+        assert " words)" in card and "tokens" not in card
         assert PerplexityLandscape.load(work / name / "landscape.json").num_tokens == 60_000
     high, streamed = (
         load_dataset(str(work / name), split="train", cache_dir=str(work / "cache")) for name in ("high", "streamed")
@@ -157,6 +160,16 @@ def test_a_budget_in_words(work, in_work):
     code, _, stderr = in_work(*again)  # what counts is in the report
     assert code == 0, stderr
     assert (work / "high-again" / "landscape.json").read_text() == (work / "high" / "landscape.json").read_text()
+
+
+@pytest.mark.parametrize("way", [(), ("--streaming",), ("--strategy", "random")])
+def test_a_law_is_about_tokens_and_takes_no_budget_in_words(work, in_work, way):
+    corpus = Dataset.from_parquet(str(work / "scored.parquet"), cache_dir=str(work / "c"))
+    corpus.add_column("num_words", [40] * 1200).to_parquet(work / "both.parquet")
+    words = ("--num_tokens_column", "num_words", "--num_tokens", 5_000, "--output_dir", "law-in-words")
+    code, _, stderr = in_work("--dataset_name", "both.parquet", "--law", "law-tiny.json", *words, *way)
+    assert code == 2 and "'num_words', but a law is about the tokens" in stderr, stderr
+    assert not (work / "law-in-words").exists()
 
 
 def test_on_ray_a_column_to_count_in_is_asked_for_before_the_work(work, run_recipe, monkeypatch):
