@@ -62,7 +62,7 @@ class FitLawArguments:
         default=None, metadata={"help": "Probe runs, one of them random. 0: fit to --points only. Default: 8."}
     )
     num_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens that each probe trains on. Default: 1,000,000."}
+        default=None, metadata={"help": "Tokens that each probe trains on. Default: the ladder's last, or 1,000,000."}
     )
     ladder: list[int] | None = field(
         default=None, metadata={"help": "Token counts at which to measure. Default: 1/4, 1/2 and all of num_tokens."}
@@ -70,11 +70,11 @@ class FitLawArguments:
     total_tokens: int | None = field(
         default=None, metadata={"help": "Training tokens of all probes together: chooses the three options above."}
     )
-    column: list[str] = field(
-        default_factory=lambda: ["perplexity"],
+    column: list[str] | None = field(
+        default=None,
         metadata={
             "help": "Score columns in which the probes spread, any positive ones; the law is of the one that predicts "
-            "best, or of two together.",
+            "best, or of two together. Default: perplexity, and perplexity_ratio where the chunks have it.",
             "aliases": ["--score"],
         },
     )
@@ -109,14 +109,14 @@ class FitLawArguments:
 def main(script_args, training_args, model_args):
     from datasets import disable_progress_bars
 
+    from fitting.comparison import compare_columns, format_comparison
     from fitting.conditions import check_same_settings
     from fitting.law_report import best_landscape, plot_law, print_law, print_planning
+    from fitting.options import apart, check_corpus, check_options, score_columns
     from fitting.probe_runs import (
         choose_probes,
         collect_points,
-        compare_columns,
         design_runs,
-        format_comparison,
         train_probes,
     )
     from hf_ppl_select import PerplexityLandscape, fit_scaling_law
@@ -126,22 +126,18 @@ def main(script_args, training_args, model_args):
     from hf_ppl_select.likelihood.model_identity import resolve_revision
     from training.options import token_to_environment
 
-    if script_args.num_workers > 1 and training_args.device.type != "cpu":
-        raise ValueError("--num_workers is for CPUs: add --use_cpu, or train one probe per GPU with --ray.")
+    check_options(script_args, training_args)
     token_to_environment(training_args)
     if training_args.push_to_hub:
         training_args.hub_model_id = check_push(script_args, training_args)
-    elif script_args.license or script_args.dry_run:
-        raise ValueError("--license and --dry_run are about a push: add --push_to_hub, or leave them out.")
     folder = Path(training_args.output_dir)
     rows, dataset, corpus, plan, problem = [], None, None, None, None
     if script_args.dataset_name:
         disable_progress_bars()
         dataset = load_rows(script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split)
+    script_args.column = score_columns(script_args, dataset)
     if script_args.num_probes != 0:
-        for option in ("dataset_name", "eval_file"):
-            if getattr(script_args, option) is None:
-                raise ValueError(f"probes need --{option}; or fit to known points: --points FILE --num_probes 0.")
+        check_corpus(dataset, script_args.budget, training_args.max_length)
         plan = design_runs(script_args, dataset, training_args.seed)
         chosen = [] if script_args.fit_only else choose_probes(plan, dataset, training_args.seed)
         corpus = check_same_settings(folder, script_args, training_args, model_args, dataset, plan)
@@ -154,7 +150,7 @@ def main(script_args, training_args, model_args):
         if script_args.probe_index is not None:
             return
     if script_args.points:
-        rows += read_law_points(script_args.points).to_rows()
+        rows += apart(read_law_points(script_args.points).to_rows(), rows, script_args.points)
     if not rows:
         raise ValueError("there are no law points: let probes run (--num_probes 8), or pass --points FILE.")
 

@@ -62,8 +62,13 @@ def main(args):
     check_installed(args.model, args.dataset_name)
     folder = Path(args.output_dir)
     settings_path = folder / "settings.json"
-    if settings_path.exists() and load_json(settings_path, kind="quickstart", version=2) != asdict(args):
-        raise ValueError(f"{folder} holds a quickstart with other settings; choose another --output_dir or delete it.")
+    settings = asdict(args)
+    if settings_path.exists():
+        known = load_json(settings_path, kind="quickstart", version=2)
+        if known | {"num_workers": args.num_workers} != settings:  # which decides nothing
+            raise ValueError(
+                f"{folder} holds a quickstart with other settings; choose another --output_dir or delete it."
+            )
     costs, precision = Costs(folder / "costs.json"), training_precision()
     num_workers = args.num_workers if precision["use_cpu"] else 1
 
@@ -74,7 +79,8 @@ def main(args):
         """Run a recipe with a command line, unless its result is there; show both."""
         options = command_line_of(named | {"output_dir": folder / name})
         print(f"\n[{time.monotonic() - started:4.0f} s] {title}", flush=True)
-        this = Step(folder, name, (weights, *options), tuple(v for v in named.values() if isinstance(v, Path)))
+        decides = command_line_of({key: value for key, value in named.items() if key != "num_workers"})
+        this = Step(folder, name, (weights, *decides), tuple(v for v in named.values() if isinstance(v, Path)))
         if this.is_done():
             print(f"{folder / name} is there: nothing to do", flush=True)
             return
@@ -84,7 +90,7 @@ def main(args):
         this.note_done()
 
     texts = prepare_texts(folder / "texts", args)
-    save_json(settings_path, asdict(args), kind="quickstart", version=2)  # now: these are no settings to be changed
+    save_json(settings_path, settings, kind="quickstart", version=2)  # now: these are no settings to be changed
     source = {"source": args.dataset_name or "the Human Phenotype Ontology (hpo.jax.org), with dirt added"}
     if args.dataset_name is None:
         source["license"] = "other"

@@ -100,6 +100,8 @@ def main(options):
     read_benchmarks(options.benchmarks, **chosen)
     earlier = BenchmarkResults.load(options.compare_with) if options.compare_with else None
     output, records = Path(options.output), Path(options.output).with_suffix(".parquet")
+    if options.compare_with and output.resolve() == Path(options.compare_with).resolve():
+        raise ValueError(f"output {output} is what --compare_with reads, and would replace it; name another --output.")
     if output.is_dir():
         raise IsADirectoryError(f"output must be a file, and {output} is a folder.")
     if output == records:

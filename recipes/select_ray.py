@@ -68,12 +68,14 @@ def main(args):
         raise FileExistsError(f"{args.output_dir} is not empty; name a new folder.")
 
     # A batch is an Arrow table; the selector is pickled to the workers, settings only
+    counts = args.num_tokens_column
+
     def keep(batch):
         import pyarrow
 
         from hf_ppl_select.streaming.parquet_files import selector_mask
 
-        return batch.filter(pyarrow.array(selector_mask(selector, batch)))
+        return batch.filter(pyarrow.array(selector_mask(selector, batch, counts)))
 
     started = not ray.is_initialized()
     if started:

@@ -72,6 +72,7 @@ from inspect import signature
 from pathlib import Path
 
 from hf_ppl_select.data.saving import check_not_input
+from training.subset import check_same_selection
 
 
 @dataclass
@@ -188,7 +189,7 @@ def main(args):
         ),
         "selection": selection,
         "license": args.license,
-        "source": args.source or (None if Path(args.dataset_name).exists() else args.dataset_name),
+        "source": args.source or name_source(args),
     }
     subset = selection.apply(dataset, replay_dataset)
     if args.dry_run:
@@ -200,6 +201,18 @@ def main(args):
     print(f"Saved to {folder}.", flush=True)
     push(args)
     return selection
+
+
+def name_source(args):
+    """The Hub dataset that was read, and which part of it; None for files here."""
+    if Path(args.dataset_name).exists():
+        return None
+    part = {
+        "configuration": args.dataset_config,
+        "split": args.dataset_split if args.dataset_split != "train" else None,
+    }
+    said = ", ".join(f"{name} {value}" for name, value in part.items() if value)
+    return f"{args.dataset_name} ({said})" if said else args.dataset_name
 
 
 def push_options(args):
@@ -244,7 +257,7 @@ def stream(args, law, model):
         key_column=args.text_column,
         model=model,
         **{name: getattr(args, name) for name in ("num_tokens", "space", "seed", "overwrite", "license")},
-        source=args.source or (None if Path(args.dataset_name).exists() else args.dataset_name),
+        source=args.source or name_source(args),
     )
     print(f"{selection}\nSaved to {args.output_dir}.", flush=True)
     push(args)
@@ -276,34 +289,6 @@ def select_on_the_way_in(script_args, training_args):
             else:
                 main(options)
     return folder
-
-
-def check_same_selection(args):
-    """Whether the subset in `output_dir` is what these options select: of the same budget, strategy, law and corpus.
-
-    Raises:
-        ValueError: naming what differs.
-    """
-    from hf_ppl_select import ScalingLaw
-    from hf_ppl_select.data.load import load_rows
-    from hf_ppl_select.selection.candidates import hash_columns, read_columns
-    from hf_ppl_select.selection.report import describe_law, load_report
-
-    path = Path(args.output_dir, "selection.json")
-    report, law = load_report(path), ScalingLaw.load(args.law) if args.law else None
-    options = report.get("options", {})
-    columns = ("perplexity",) if law is None else (law.column,) if isinstance(law.column, str) else law.column
-    scores = read_columns(
-        load_rows(args.dataset_name, args.dataset_config, args.dataset_split), *columns, "num_tokens"
-    )
-    same = {name: options.get(name) == getattr(args, name) for name in ("num_tokens", "strategy", "seed")}
-    same["law"] = report.get("law") == (law and json.loads(json.dumps(describe_law(law))))
-    same["dataset_name"] = report.get("inputs", {}).get("sha256") == hash_columns(*scores)
-    if changed := [f"--{name}" for name, equal in same.items() if not equal]:
-        raise ValueError(
-            f"{path} was selected with another {', '.join(changed)}, and the checkpoint was trained on it. Go "
-            "back to those to continue; or start anew, with another --output_dir."
-        )
 
 
 def make_parser():

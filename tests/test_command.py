@@ -42,7 +42,7 @@ def test_help_tells_of_several_processes_and_required_options(tmp_path):
     text = hf_ppl_select(tmp_path, "cpt", "--help").stdout
     config = recipes_folder() / "configs" / "accelerate" / "ddp.yaml"
     assert f"accelerate launch --config_file {config} \\\n    -m hf_ppl_select cpt " in text and config.is_file()
-    assert "(required)" in text and "(default: 0.05)" in text and "--help_all" in text
+    assert "(required)" in text and "Default: 0.05." in text and "--help_all" in text
 
 
 def test_help_of_the_command_lists_all(tmp_path):

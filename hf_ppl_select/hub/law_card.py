@@ -49,7 +49,7 @@ def law_card(law: Any, *, license: str | None = None, name: str | None = None) -
         predictions_note="At the (mu, sigma) of probes the law was fitted to. The mean is over many runs; a new run "
         "adds the noise of one training run and one measurement."
         + ("" if problem else " Intervals hold for the law's form, if that is right, and allow for few, noisy runs."),
-        code=_code(law, name),
+        code=_code(law, name, problem),
         limits=_limits(law, model, problem),
     )
     return str(card).rstrip() + "\n"
@@ -60,8 +60,13 @@ def _summary(law: Any, model: str | None) -> str:
     if model and law.model_revision:
         of += f" (revision `{law.model_revision}`)"
     if isinstance(law.column, str):
-        what = "perplexities under it have" if law.column == "perplexity" else f"score `{law.column}` has"
-        what += " the mean mu and the standard deviation sigma"
+        moments = "the mean mu and the standard deviation sigma"
+        what = f"perplexities under it have {moments}"
+        if law.space == "log":
+            what = "nll under it, nats per token, has the mean m and the standard deviation s"
+        if law.column != "perplexity":
+            moments = "logarithms of the mean m and the standard deviation s" if law.space == "log" else moments
+            what = f"score `{law.column}` has {moments}"
     else:
         what = "scores `{}` and `{}` have logarithms of means m and standard deviations s".format(*law.column)
     corpus = f" The probes were drawn from the corpus `{public_name(law.corpus)}`." if law.corpus else ""
@@ -130,7 +135,7 @@ def _predictions_table(law: Any, problem: str | None) -> str:
     )
 
 
-def _code(law: Any, name: str | None) -> str:
+def _code(law: Any, name: str | None, problem: str | None) -> str:
     mu, sigma = law.points.moments(law.space, law.column)
     at = ", ".join(_argument(np.median(moment, axis=0)) for moment in (mu, sigma))
     at += f", {law.num_tokens_range[1]:.0f}"
@@ -140,7 +145,7 @@ def _code(law: Any, name: str | None) -> str:
             "",
             f'law = ScalingLaw.from_pretrained("{name or "."}")',
             f"law.predict({at})  # nats per token",
-            f"law.interval({at})  # of the mean; noise=True: of a new run",
+            *([] if problem else [f"law.interval({at})  # of the mean; noise=True: of a new run"]),
             "law.optimum(landscape, num_tokens=...)  # of your corpus, scored with the same model",
         ]
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from .subset_claims import limitations, of_a_model, prediction_table, verdict
 from .tables import code_to_reproduce, composition, number, public_name, table
 
 if TYPE_CHECKING:
@@ -40,11 +41,6 @@ _DROPPED = {
     "duplicate": "with the text of an earlier one",
     "near_duplicate": "with nearly the text of an earlier one",
 }
-_KINDS = {
-    "interior": "a minimum of the law itself",
-    "boundary": "on the edge of what this corpus can give and the probes cover; the law falls further beyond it",
-    "saddle": "on the edge of what this corpus can give and the probes cover; inside, the law only has a saddle",
-}
 
 
 def subset_card(
@@ -64,7 +60,8 @@ def subset_card(
         law: the [`ScalingLaw`] that chose or judged the subset.
         landscape: of the corpus selected from.
         license: Hub identifier of the source's licence.
-        source: where the text comes from: a Hub dataset id, or words.
+        source: where the text comes from: a Hub dataset id, which may be followed by which part of it in brackets,
+            `"user/name (split train[1000:])"`; or words.
         name: `"user/name"` or `"name"`, for the title.
         metadata: further entries of the card's YAML block, e.g. `configs`.
 
@@ -72,7 +69,8 @@ def subset_card(
         Markdown with a YAML block.
     """
     title = (name or "Subset selected by perplexity").rpartition("/")[2]
-    source_id = source if source and re.fullmatch(r"[\w.-]+/[\w.-]+", source) else None
+    named = re.fullmatch(r"([\w.-]+/[\w.-]+)( \(.*\))?", source or "")
+    source_id, details = named.groups(default="") if named else (None, "")
     model = _model(landscape) or _model(law)
     data = DatasetCardData(
         license=license,
@@ -95,17 +93,18 @@ def subset_card(
         moments=_moments_table(report),
         moments_note=_moments_note(report),
         composition=composition(report),
-        prediction=_prediction_table(report, law),
-        verdict=_verdict(report),
+        prediction=prediction_table(report, law),
+        verdict=verdict(report),
         law=law and str(law),
         law_params=law and table(["parameter", "value"], [(f"`{n}`", f"{v:.6g}") for n, v in law.params.items()]),
-        law_note=law and (f"Its scores are those of `{_model(law)}`. " if law.model else ""),
+        law_note=law and _law_note(law),
         landscape=landscape and _landscape_table(landscape, counted_in(report)),
         column=landscape and in_words(landscape.column),
-        code=strategy and code_to_reproduce(report, source_id, model, law is not None),
+        code=strategy and code_to_reproduce(report, source_id, details, model, law is not None),
+        key=_key(report),
         indices_sha256=report.get("indices_sha256"),
-        limitations=_limitations(report, law),
-        source_note=_source_note(source, source_id, license),
+        limitations=limitations(report, law),
+        source_note=_source_note(source, source_id, details, license),
     )
     return str(card).rstrip() + "\n"
 
@@ -116,16 +115,24 @@ def _summary(report: Mapping[str, Any], source: str | None, model: str | None) -
     replay = report.get("replay")
     out_of = f" out of {report['corpus']['num_chunks']:,}" if "corpus" in report else ""
     origin = f" of {source}" if source else ""
-    by = f" under `{model}`" if model else " under a language model" if _of_a_model(report) else ""
+    by = (f" under `{model}`" if model else " under a language model") if of_a_model(report) else ""
     general = (
         f"; and {replay['num_chunks']:,} rows of general text ({replay['num_tokens']:,} {unit})" if replay else ""
     )
     return f"{size}{out_of}{origin}, selected by their {in_words(_column(report))}{by}{general}."
 
 
-def _of_a_model(report: Mapping[str, Any]) -> bool:
-    """Whether all scores are a model's: those of n-grams are not, and of others the name does not tell."""
-    return set(names_of(_column(report))) <= {"perplexity", "perplexity_ratio", "ifd"}
+def _law_note(law: Any) -> str:
+    if not law.model:
+        return ""
+    whose = "Its scores are those" if of_a_model({"column": law.column}) else "It predicts the loss"
+    return f"{whose} of `{_model(law)}`. "
+
+
+def _key(report: Mapping[str, Any]) -> str:
+    """What decides about a row of a stream."""
+    scores = " and ".join(f"`{name}`" for name in names_of(_column(report)))
+    return f"{scores} and a hash of `{report.get('key_column', 'text')}`"
 
 
 def _column(report: Mapping[str, Any]) -> Column:
@@ -194,52 +201,15 @@ def _moments_note(report: Mapping[str, Any]) -> str:
     return " ".join(notes)
 
 
-def _prediction_table(report: Mapping[str, Any], law: Any) -> str | None:
-    if report.get("predicted_loss") is None or report.get("random_loss") is None:
-        return None
-    header = ["training on", "predicted held-out loss, nats per token"]
-    rows = [["this subset", report["predicted_loss"]], ["a random subset of as many tokens", report["random_loss"]]]
-    rows = [[name, f"{loss:.4f}"] for name, loss in rows]
-    problem = None if law is None else law.why_no_intervals
-    if law is not None and problem is None:
-        header.append("95 % interval for a new measurement")
-        names = ("log_mu", "log_sigma") if law.space == "log" else ("mu", "sigma")
-        for row, moments in zip(rows, (report["achieved"], report["corpus"]), strict=True):
-            interval = law.predict_interval(*(moments[name] for name in names), report["num_tokens"])
-            row.append("{:.4f} to {:.4f}".format(*interval))
-    note = f"\n\nThere are no intervals: {problem}" if problem else ""
-    return table(header, rows) + note
-
-
-def _verdict(report: Mapping[str, Any]) -> str | None:
-    if report.get("predicted_loss") is None or report.get("random_loss") is None:
-        return None
-    gain = report["random_loss"] - report["predicted_loss"]
-    verdict = f"The predicted gain over a random subset is {gain:.4f} nats per token"
-    optimum = report.get("optimum")
-    if not optimum:
-        return verdict + ". No optimum of the law was aimed at, so there is no interval for this gain."
-    verdict += f"; at the law's optimum it is {optimum['gain']:.4f}"
-    if optimum["gain_interval"] is not None:
-        verdict += ", with a 95 % interval of {:.4f} to {:.4f}".format(*optimum["gain_interval"])
-    verdict += ". "
-    if optimum["within_noise"]:
-        verdict += "**This gain is within the noise**: a random subset may do as well."
-    else:
-        verdict += "This gain is beyond the noise of the probe runs."
-    if optimum.get("random_trusted") is False:
-        verdict += " But no probe covers a random subset's moments: its loss, and so this gain, are extrapolated."
-    return f"{verdict} The optimum is {_KINDS[optimum['kind']]}."
-
-
 def _landscape_table(landscape: PerplexityLandscape | JointLandscape, unit: str) -> str:
     rows = [
-        ["model that scored it", f"`{_model(landscape)}`" if landscape.model else "not recorded"],
         ["chunks", f"{landscape.num_chunks:,}"],
         [unit, f"{landscape.num_tokens:,}"],
         ["one vote in the moments has", {"chunks": "a chunk", "tokens": f"a {unit[:-1]}"}[landscape.weights]],
     ]
     score, one = in_words(landscape.column), isinstance(landscape.column, str)
+    if of_a_model({"column": landscape.column}):
+        rows.insert(0, ["model that scored it", f"`{_model(landscape)}`" if landscape.model else "not recorded"])
     if one:
         rows.append([f"mean of {score} (mu)", number(landscape.mu)])
         rows.append([f"standard deviation of {score} (sigma)", number(landscape.sigma)])
@@ -261,42 +231,8 @@ def _unit(column: str) -> str:
     return "nats per token" if column == "perplexity" else "nats"
 
 
-def _limitations(report: Mapping[str, Any], law: Any) -> str:
-    what = "Perplexity" if report.get("column", "perplexity") == "perplexity" else "A score of single chunks"
-    optimum = report.get("optimum") or {}
-    deduplicated = (report.get("options") or {}).get("deduplicate")
-    points = [
-        f"{what} cannot see redundancy: duplicates and boilerplate can score like good text. "
-        + ("Duplicates were removed first." if deduplicated else "Deduplicate beside this selection."),
-        "Scores hold for one model and tokenizer; for another base model score and select again."
-        if _of_a_model(report)
-        else "Scores hold for what they were computed with, such as one trusted sample and one corpus.",
-    ]
-    if what == "Perplexity":
-        points.append(
-            "Perplexity alone takes boilerplate, code tables and prose of other domains for good text: on such a "
-            "corpus a law of it gained nothing over random chunks."
-        )
-    if report.get("projected"):
-        points.append("The law's optimum is on the edge of what can be reached, or beyond; the target is inside.")
-    if optimum.get("within_noise"):
-        points.append("The predicted gain over a random subset is within the noise of the probe runs.")
-    if optimum.get("extrapolation", 0) > 4:
-        points.append(
-            f"The budget is {optimum['extrapolation']:,.0f} times the tokens of the longest probe run: the predicted "
-            "losses are extrapolated."
-        )
-    if law is not None and law.report.floor_at_bound:
-        points.append("The probe runs show no floor of the loss, so the law is optimistic far beyond their tokens.")
-    if report.get("predicted_loss") is None:
-        points.append("No scaling law predicts what training on this subset gains.")
-    else:
-        points.append("Losses are predicted, not measured on this subset.")
-    return "\n".join(f"- {point}" for point in points)
-
-
-def _source_note(source: str | None, source_id: str | None, license: str | None) -> str:
-    where = f"[{source_id}](https://huggingface.co/datasets/{source_id})" if source_id else source
+def _source_note(source: str | None, source_id: str | None, details: str, license: str | None) -> str:
+    where = f"[{source_id}](https://huggingface.co/datasets/{source_id}){details}" if source_id else source
     note = f"The text comes from {where}. " if where else "The source of the text is not recorded. "
     if license:
         return note + f"It is under the licence of its source: `{license}`."

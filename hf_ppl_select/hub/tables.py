@@ -15,6 +15,8 @@ _ORDERS = {
     "shuffled": "Its rows are shuffled by the seed.",
 }
 _DEFAULTS = {"column": "perplexity", "near_threshold": 0.8, "replay": 0.0, "order": "dataset", "text_column": "text"}
+_SCORED_WITH = {"perplexity": "", "perplexity_ratio": ", reference=...", "ifd": ", ifd=True"}
+_KNOWN = (*_SCORED_WITH, "ngram_ratio")
 _DEFAULTS["num_tokens_column"] = "num_tokens"
 _COMPOSITION = ("column", "group_by", "group_num_tokens", "min_group_tokens", "deduplicate", "near_threshold")
 _COMPOSITION += ("min_score", "max_score", "replay", "order", "text_column", "num_tokens_column")
@@ -59,15 +61,26 @@ def composition(report: Mapping[str, Any]) -> str | None:
     return "\n\n".join(parts) or None
 
 
-def code_to_reproduce(report: Mapping[str, Any], source_id: str | None, model: str | None, has_law: bool) -> str:
-    """Python that selects the same rows again, given the same chunks."""
+def code_to_reproduce(
+    report: Mapping[str, Any], source_id: str | None, details: str, model: str | None, has_law: bool
+) -> str:
+    """Python that selects the same rows again, given the same chunks; `details` says which part of the source."""
     imports, steps = [], []
-    where = f'load_dataset("{source_id}", split="train")' if source_id else "..."
-    steps.append(f"corpus = {where}  # cut into the same chunks, in the same order (chunk_documents)")
-    if model:
+    whole = source_id is not None and not details
+    where = f'load_dataset("{source_id}", split="train")' if whole else "..."
+    of = f"rows of {source_id}{details}, " if details else ""
+    steps.append(f"corpus = {where}  # {of}cut into the same chunks, in the same order (chunk_documents)")
+    columns = names_of(as_column(report.get("column", "perplexity")))
+    if model and (made := [name for name in columns if name in _SCORED_WITH]):
         imports.append("PerplexityScorer")
-        steps.append(f'corpus = corpus.map(PerplexityScorer("{model}"), batched=True)')
-    head = ["from datasets import load_dataset"] if source_id else []
+        options = "".join(_SCORED_WITH[name] for name in made)
+        steps.append(f'corpus = corpus.map(PerplexityScorer("{model}"{options}), batched=True)')
+    if "ngram_ratio" in columns:
+        imports.append("NgramScorer")
+        steps.append("trusted = ...  # the texts that the corpus was compared with")
+        steps.append("corpus = corpus.map(NgramScorer.fit(trusted, corpus), batched=True)")
+    steps += [f"corpus = ...  # with its column {name}" for name in columns if name not in _KNOWN]
+    head = ["from datasets import load_dataset"] if whole else []
     if report.get("streaming"):
         imports.append("PerplexitySelector")
         steps.append('selector = PerplexitySelector.load("selector.json")  # from this dataset')

@@ -41,6 +41,18 @@ def counted_in(report: Mapping[str, Any]) -> str:
     return settings.get("num_tokens_column", "num_tokens").removeprefix("num_").replace("_", " ")
 
 
+def extrapolated(report: Mapping[str, Any]) -> list[str]:
+    """Why the losses that a selection's report predicts are beyond the law's probes: reasons, as texts say them."""
+    reasons = [
+        f"no probe covers {whose} moments"
+        for name, whose in (("predicted", "this subset's"), ("random", "a random subset's"))
+        if report.get(f"{name}_trusted") is False
+    ]
+    if (times := report.get("extrapolation") or 0) > 4:
+        reasons.append(f"the subset's tokens are {times:,.0f} times those of the longest probe")
+    return reasons
+
+
 def check_counts_tokens(num_tokens_column: str, what: str) -> None:
     """Refuse the columns that the scorers add and that count something else, for what is about tokens.
 

@@ -50,7 +50,7 @@ def gain_by_budget(
             rows.append(row | {"problem": str(error)})
             continue
         row |= {name: getattr(optimum, name) for name in names}
-        rows.append(row | dict(zip(("gain_low", "gain_high"), optimum.gain_interval)))
+        rows.append(row | dict(zip(("gain_low", "gain_high"), optimum.gain_interval or (None, None))))
     return rows
 
 

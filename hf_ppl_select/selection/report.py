@@ -15,8 +15,9 @@ from ..data.saving import load_json, save_json
 from ..data.schema import Anything, Flag, Names, Number, Numbers, Text, check, maybe
 from ..landscape.maxent import Tilt
 from ..landscape.reach import Space, log_name
-from ..landscape.scores import Column, as_moment, counted_in
+from ..landscape.scores import Column, as_moment, counted_in, extrapolated
 from ..version import __version__
+from .predictions import MOST_LOSS, say_gain
 from .replay import align_columns
 
 if TYPE_CHECKING:
@@ -78,9 +79,10 @@ _SCHEMA = {
     ),
     **{f"{name}?": maybe(_FOUND) for name in ("replay", "maxent", "optimum", "promised")},
     **{f"{name}?": maybe(Flag()) for name in ("projected", "predicted_trusted", "random_trusted", "streaming")},
-    **{f"{name}?": maybe(Number(0, 1e6)) for name in ("predicted_loss", "random_loss")},
+    **{f"{name}?": maybe(Number(0, MOST_LOSS)) for name in ("predicted_loss", "random_loss")},
+    "extrapolation?": maybe(Number(0, 1e18)),
     **{f"{name}_sha256?": Text(longest=64) for name in ("indices", "replay_indices", "is_replay")},
-    "num_tokens_column?": Text(),
+    **dict.fromkeys(("num_tokens_column?", "key_column?"), Text()),
     "options?": _OPTIONS,
     "inputs?": _FOUND,
     "order?": Text(),
@@ -121,9 +123,10 @@ class Selection:
         maxent: the tilt behind strategy "maxent", without groups.
         optimum: the law's optimum, if a law gave the target.
         predicted_loss: the law's loss for the chosen landscape and tokens (without replay), nats per token; None
-            without a law.
+            without a law, and where its form is so far from its probes that it gives none.
         random_loss: the law's loss for a random subset of the same size.
         predicted_trusted, random_trusted: whether the law's probes cover those landscapes; if not, it extrapolates.
+        extrapolation: tokens chosen over those of the law's longest probe.
         law: form, space, column, model and parameters of the law.
         options: what was asked for, to ask for it again.
         inputs: num_rows of the dataset and the SHA-256 of its scores and tokens; the same of the replay's.
@@ -154,6 +157,7 @@ class Selection:
     random_loss: float | None = None
     predicted_trusted: bool | None = None
     random_trusted: bool | None = None
+    extrapolation: float | None = None
     law: dict[str, Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
@@ -195,15 +199,12 @@ class Selection:
         if self.replay_indices is not None:
             report["replay_indices_sha256"] = _hash_rows(self.replay_indices)
             report["is_replay_sha256"] = _hash_rows(np.flatnonzero(self.is_replay))
-        return json.loads(json.dumps(report, allow_nan=False, default=_plain_number))
+        return json.loads(json.dumps(report, allow_nan=False, default=plain_number))
 
     def __str__(self) -> str:
         lines = [summarize(self.report())]
-        if (optimum := self.optimum) is not None:
-            interval = ""
-            if optimum.gain_interval is not None:
-                interval = ", 95 % interval: {:.4f} to {:.4f}".format(*optimum.gain_interval)
-            lines.append(f"Gain at the law's optimum{interval}, {optimum.verdict}.")
+        if self.optimum is not None:
+            lines.append(say_gain(self.optimum))
         return "\n".join(lines)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -237,6 +238,9 @@ def summarize(report: Mapping[str, Any]) -> str:
         lines.append(
             f"Predicted loss {loss:.4f} nats per token; random subset {random:.4f}: gain {random - loss:.4f}."
         )
+        lines += [f"Extrapolated: {why}." for why in extrapolated(report)]
+    elif report.get("law"):
+        lines.append("The law gives no loss to compare: its form does not reach so far from its probes.")
     return "\n".join(lines)
 
 
@@ -271,7 +275,8 @@ def _check_report(report: Any, where: str) -> dict[str, Any]:
     return report
 
 
-def _plain_number(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
+    """For `json.dumps`: numbers of numpy."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{value!r} ({type(value).__name__}) cannot be saved as JSON.")
@@ -279,11 +284,6 @@ def _plain_number(value: Any) -> Any:
 
 def _hash_rows(rows: np.ndarray) -> str:
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
-
-
-def describe_law(law: Any) -> dict[str, Any]:
-    """`Selection.law`."""
-    return {name: getattr(law, name) for name in ("form", "space", "column", "model")} | {"params": dict(law.params)}
 
 
 def describe_moments(scores: np.ndarray) -> dict[str, Any]:

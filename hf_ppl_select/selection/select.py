@@ -12,17 +12,16 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..deduplication.duplicates import NEAR_THRESHOLD, Deduplicate
-from ..landscape.reach import FAR_OFF, Space
+from ..landscape.reach import Space
 from ..landscape.scores import Column, as_column, as_moment, digits
 from .candidates import find_candidates, hash_columns
 from .choosing import Choice
 from .groups import Groups
 from .options import STRATEGIES, STRATEGIES_WITH_TARGET, Strategy, check_options
+from .predictions import describe_law, predict_losses
 from .replay import Order, check_replay, choose_replay, mix_replay, order_chosen
-from .report import Selection, describe_law, describe_moments, describe_regimes, load_report
+from .report import Selection, describe_moments, describe_regimes, load_report
 from .selector import PerplexitySelector
 
 if TYPE_CHECKING:
@@ -271,18 +270,5 @@ def _plan(
             name: list(value.items()) if isinstance(value, Mapping) else value for name, value in options.items()
         },
         inputs=inputs,
-        **_predict("predicted", law, mu, sigma, kept_tokens),
-        **_predict("random", law, *candidates.landscape.moments(space), kept_tokens),
+        **predict_losses(law, (mu, sigma), candidates.landscape.moments(space), kept_tokens),
     )
-
-
-def _predict(name: str, law: ScalingLaw | None, mu: Any, sigma: Any, num_tokens: int) -> dict[str, Any]:
-    """Nothing without a law, nor for one chunk, whose spread of 0 no law takes."""
-    if law is None or not np.all(np.greater(sigma, 0)):
-        return {}
-    from ..law.optimum import trusted_region
-
-    loss = float(law.predict(mu, sigma, num_tokens))
-    # an optimum on the edge is met from either side, to 1 % in each moment
-    trusted = trusted_region(law).contains(mu, sigma, tolerance=2 * FAR_OFF)
-    return {f"{name}_loss": loss, f"{name}_trusted": bool(trusted)}

@@ -15,10 +15,21 @@ from ..landscape.joint import JointLandscape
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.maxent import line_of, nearest, solve
 from ..landscape.reach import Space, check_budget, check_space
-from ..landscape.scores import Column, Moment, as_column, as_moment, check_log_space, in_words, names_of
+from ..landscape.scores import (
+    Column,
+    Moment,
+    as_column,
+    as_moment,
+    check_log_space,
+    check_one_column,
+    in_words,
+    names_of,
+)
+from .candidates import check_guards
 from .row_hash import uniform_numbers
 
 if TYPE_CHECKING:
+    from ..law.optimum import Optimum
     from ..law.scaling_law import ScalingLaw
 
 _VERSION = 3  # 1 hashed whole numbers as text; 2 had z^2 where z^2 - 1 is now
@@ -33,6 +44,7 @@ _SCHEMA = {
     "column?": (Text(), [Text()]),
     "key_column?": Text(),
     "farthest?": maybe(Number(1e-100)),
+    **dict.fromkeys(("min_score?", "max_score?"), maybe(Number())),
     **{f"{name}?": maybe(Number(0, 1e18)) for name in ("expected_num_tokens", "num_tokens_std")},
     **{f"{name}?": maybe(_MOMENT) for name in ("expected_mu", "expected_sigma", "mu_std", "sigma_std")},
 }
@@ -64,6 +76,8 @@ class PerplexitySelector:
         num_tokens_std: standard deviation of that number (chunks of like score counted as equally long).
         expected_mu, expected_sigma: moments of what it keeps, in `space`, in expectation.
         mu_std, sigma_std: standard errors of them, over seeds (to first order: for hundreds of rows kept, and more).
+        min_score, max_score: guards of a single score: rows outside are never kept. The landscape that it was made
+            for is then that of the rows inside.
     """
 
     lambdas: tuple[float, ...]
@@ -80,6 +94,8 @@ class PerplexitySelector:
     expected_sigma: Moment | None = None
     mu_std: Moment | None = None
     sigma_std: Moment | None = None
+    min_score: float | None = None
+    max_score: float | None = None
     _version: int = field(default=_VERSION, init=False, repr=False)  # part of the fingerprint `datasets` makes
 
     def __post_init__(self) -> None:
@@ -101,6 +117,9 @@ class PerplexitySelector:
                 of = f"five finite lambdas, two finite centres and two scales for {in_words(self.column)}, all scales"
             raise ValueError(f"A selector needs {of} above 0; got {numbers}.")
         check_space(self.space)
+        check_guards(self.min_score, self.max_score)
+        if number > 1 and (self.min_score, self.max_score) != (None, None):
+            check_one_column(self.column, "a selector with guards")
 
     @classmethod
     def from_target(
@@ -166,20 +185,40 @@ class PerplexitySelector:
         """
         check_budget(num_tokens, landscape.num_tokens)
         optimum = law.optimum(landscape, num_tokens)
-        near = nearest(landscape.cells(law.space), *map(np.atleast_1d, (optimum.mu, optimum.sigma)), [num_tokens])
+        return cls.from_optimum(optimum, landscape, seed=seed, key_column=key_column)
+
+    @classmethod
+    def from_optimum(
+        cls,
+        optimum: Optimum,
+        landscape: PerplexityLandscape | JointLandscape,
+        *,
+        seed: int = 0,
+        key_column: str = "text",
+    ) -> PerplexitySelector:
+        """As [`~PerplexitySelector.from_law`], with an optimum that `law.optimum` found for the same landscape."""
+        space, num_tokens = optimum.space, optimum.num_tokens
+        near = nearest(landscape.cells(space), *map(np.atleast_1d, (optimum.mu, optimum.sigma)), [num_tokens])
         mu, sigma = (moment if len(moment) > 1 else moment[0] for moment in near)
         return cls.from_target(
-            mu, sigma, landscape=landscape, num_tokens=num_tokens, space=law.space, seed=seed, key_column=key_column
+            mu, sigma, landscape=landscape, num_tokens=num_tokens, space=space, seed=seed, key_column=key_column
         )
 
     def inclusion_probability(self, scores: Any) -> np.ndarray:
-        """w for scores of any shape, of two columns `(..., 2)`; 0 where a score is NaN, infinite or not positive."""
+        """w for scores of any shape, of two columns `(..., 2)`.
+
+        It is 0 where a score is NaN, infinite or not positive, and outside the guards.
+        """
         scores = np.asarray(scores, dtype=np.float64)
         if isinstance(self.column, str):
             scores = scores[..., None]
         elif scores.shape[-1:] != (2,):
             raise ValueError(f"scores of {in_words(self.column)} must be (..., 2), got {scores.shape}.")
         valid = np.isfinite(scores) & (scores > 0)
+        if self.min_score is not None:
+            valid &= scores >= self.min_score
+        if self.max_score is not None:
+            valid &= scores <= self.max_score
         safe = np.where(valid, scores, 1.0)
         x = np.log(safe) if self.space == "log" else safe
         level, *lambdas = self.lambdas

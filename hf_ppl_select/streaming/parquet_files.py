@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..data.shards import MANIFEST, check_whole, is_as_described
 from ..landscape.landscape import PerplexityLandscape
-from ..landscape.scores import check_one_column, counted_in
+from ..landscape.scores import check_one_column, counted_in, which_are_scored
 from ..selection.candidates import check_guards
 from ..selection.selector import PerplexitySelector
 
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 _ROWS = 4096  # read together
 _WRITE_BYTES = 32_000_000  # of text and all, gathered before they are written
 _READ_BYTES = 1_000_000  # of a column, read at once from a file
+_SPLITS = {  # as `datasets` names them
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 SCORE_FIRST = "score it with recipes/score.py first"
 
 
@@ -70,7 +75,8 @@ class ParquetFiles:
 
         Args:
             name: a file, a folder, a URL of `fsspec`, or a Hub dataset.
-            split: where files are named by split (`data/train-...` or `train/...`), those of this one.
+            split: where files are named by split (`data/train-...`, `train/...`, `corpus_train.parquet`: by the words
+                that `datasets` knows), those of this one.
             options: further attributes.
 
         Raises:
@@ -91,11 +97,13 @@ class ParquetFiles:
             return cls(filesystem, (root,), **options)
         found = sorted(filesystem.glob(f"{root.rstrip('/')}/**/*.parquet"))
         found = [path for path in found if not any(part.startswith(".") for part in path[len(root) :].split("/"))]
-        named = re.compile(rf"/{re.escape(split)}(-[^/]*\.parquet|\.parquet|/)")
-        of_split = [path for path in found if named.search(path[len(root.rstrip("/")) :])]
-        if not of_split and split != "train":
+        inside = {path: path[len(root.rstrip("/")) :] for path in found}
+        of_split = [path for path in found if _is_of_split(inside[path], split)]
+        others = {other for other in _SPLITS if any(_is_of_split(path, other) for path in inside.values())}
+        if not of_split and (split != "train" or others):
+            there = f"; it has files of {' and '.join(sorted(others))}" if others else ""
             raise FileNotFoundError(
-                f"{name} has no parquet file of split {split!r} (like data/{split}-00000.parquet)."
+                f"{name} has no parquet file of split {split!r} (like data/{split}-00000.parquet){there}."
             )
         if not found:
             raise FileNotFoundError(f"{name} has no .parquet file; a streamed selection reads parquet only.")
@@ -148,9 +156,11 @@ class ParquetFiles:
             for index in range(len(self.paths)):
                 for batch in self._batches(index, bar, len(self.paths), columns):
                     scores, tokens = (_numbers(batch, name) for name in columns)
+                    scored = which_are_scored(scores, tokens, self.column, bar.n)
                     inside = np.ones(len(scores), dtype=bool)
                     for reason, outside in self._outside(scores).items():
-                        dropped[reason] = dropped.get(reason, 0) + int((inside & outside).sum())
+                        outside &= inside & scored  # the others are counted by the landscape
+                        dropped[reason] = dropped.get(reason, 0) + int(outside.sum())
                         inside &= ~outside
                     part = PerplexityLandscape._from_arrays(
                         scores[inside], tokens[inside], "chunks", model, bar.n, self.column
@@ -182,10 +192,10 @@ class ParquetFiles:
                         writer.write_table(table)
 
     def keep(self, selector: PerplexitySelector, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows of a batch inside the guards that `selector` keeps."""
+        """The rows of a batch inside the guards, and with tokens, that `selector` keeps."""
         import pyarrow as pa
 
-        mask = selector_mask(selector, batch)
+        mask = selector_mask(selector, batch, self.num_tokens_column)
         for outside in self._outside(_numbers(batch, self.column)).values():
             mask &= ~outside
         return batch.filter(pa.array(mask))
@@ -222,6 +232,12 @@ class ParquetFiles:
                 bar.update(batch.num_rows)
 
 
+def _is_of_split(path: str, split: str) -> bool:
+    """Whether a path below the dataset's folder, from "/" on, names a split by one of the words for it."""
+    words = "|".join(map(re.escape, _SPLITS.get(split, (split,))))
+    return re.search(rf"[/\-._ 0-9]({words})[/\-._ 0-9]", path) is not None
+
+
 @contextmanager
 def named(path: str) -> Iterator[None]:
     """Errors of pyarrow about a broken file as a ValueError that names it."""
@@ -250,8 +266,12 @@ def _bar(what: str) -> tqdm:
     return tqdm(desc=what, unit=" rows", unit_scale=True, delay=1.0)
 
 
-def selector_mask(selector: PerplexitySelector, batch: pa.RecordBatch | pa.Table) -> np.ndarray:
+def selector_mask(
+    selector: PerplexitySelector, batch: pa.RecordBatch | pa.Table, num_tokens_column: str | None = None
+) -> np.ndarray:
     """Which rows of an Arrow batch a selector keeps, bool `[n]`; the same as `dataset.filter(selector, batched=True)`.
+
+    With `num_tokens_column` only rows that have tokens, as landscapes count no others.
 
     Raises:
         KeyError: a column the selector reads is missing.
@@ -264,6 +284,8 @@ def selector_mask(selector: PerplexitySelector, batch: pa.RecordBatch | pa.Table
     check_columns("the batch", batch.schema.names, (selector.column, selector.key_column))
     scores = _numbers(batch, selector.column)
     mask = selector.inclusion_probability(scores) > 0  # of the others no key is read
+    if num_tokens_column is not None:
+        mask &= _numbers(batch, num_tokens_column) > 0
     keys = batch.column(selector.key_column).filter(pa.array(mask))
     if pa.types.is_integer(keys.type) and not keys.null_count:
         keys = keys.to_numpy(zero_copy_only=False)

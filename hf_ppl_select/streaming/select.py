@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +15,30 @@ from ..hub.existing import join_cards, read_card
 from ..hub.subset_card import subset_card
 from ..hub.subset_folder import check_layout
 from ..landscape.landscape import PerplexityLandscape
+from ..landscape.reach import check_budget
 from ..landscape.scores import check_counts_tokens, check_one_column, counted_in
-from ..selection.report import SELECTION_VERSION, describe_law, summarize
+from ..selection.predictions import describe_law, predict_losses, say_gain
+from ..selection.report import SELECTION_VERSION, plain_number, summarize
 from ..selection.selector import PerplexitySelector
 from ..version import __version__
 from .parquet_files import ParquetFiles
 from .sharded_output import ShardedOutput
 
 if TYPE_CHECKING:
+    from ..law.optimum import Optimum
     from ..law.scaling_law import ScalingLaw
 
+_GROUPS = "shares the budget out over all rows; run once for each group's files"
+_REPLAY = "mixes rows to one length; interleave the two streams when you train"
 _NOT_STREAMABLE = {
     "strategy": ("maxent", "compares all rows with each other; the streamed one is maxent"),
-    "group_by": (None, "shares the budget out over all rows; run once for each group's files"),
+    **dict.fromkeys(("group_by", "group_num_tokens", "min_group_tokens"), (None, _GROUPS)),
     "deduplicate": (None, "compares each row with all before it; remove duplicates first"),
-    "replay": (0.0, "mixes rows to one length; interleave the two streams when you train"),
+    "replay": (0.0, _REPLAY),
+    "replay_dataset": (None, _REPLAY),
     "order": ("dataset", "sorts all rows; shuffle when you train"),
     "reproduce": (None, "is not needed: the same --streaming command, or selector.json, keeps the same rows"),
+    "dataset_config": (None, "names no files; name their folder, like hf://datasets/user/name/folder"),
 }
 _NAMES = ("mu", "sigma", "log_mu", "log_sigma")
 _PROMISED = ("expected_num_tokens", "num_tokens_std", "expected_mu", "mu_std", "expected_sigma", "sigma_std")
@@ -47,6 +55,7 @@ class StreamedSelection:
         budget: tokens asked for.
         dropped: rows it was not asked about, counted by reason.
         law: that gave the target, or None.
+        optimum: of the law, for this corpus and budget.
         num_tokens_column: what the budget counts in.
     """
 
@@ -56,6 +65,7 @@ class StreamedSelection:
     budget: float
     dropped: dict[str, int]
     law: ScalingLaw | None = None
+    optimum: Optimum | None = None
     num_tokens_column: str = "num_tokens"
 
     @property
@@ -77,6 +87,7 @@ class StreamedSelection:
             "seed": self.selector.seed,
             "space": self.selector.space,
             "column": self.selector.column,
+            "key_column": self.selector.key_column,
             "target": [self.selector.centre, self.selector.scale],
             "num_tokens_column": self.num_tokens_column,
             "budget": self.budget,
@@ -90,16 +101,18 @@ class StreamedSelection:
         }
         if (law := self.law) is not None:
             report["law"] = describe_law(law)
-            for name, landscape in (("predicted_loss", self.kept), ("random_loss", self.corpus)):
-                mu, sigma = landscape.moments(law.space)
-                report[name] = float(law.predict(mu, sigma, self.kept.num_tokens)) if sigma > 0 else None
-        return report
+            moments = (landscape.moments(law.space) for landscape in (self.kept, self.corpus))
+            report |= predict_losses(law, *moments, self.kept.num_tokens)
+        if (optimum := self.optimum) is not None:
+            report["optimum"] = asdict(optimum)
+            report["projected"] = (self.selector.centre, self.selector.scale) != (optimum.mu, optimum.sigma)
+        return json.loads(json.dumps(report, allow_nan=False, default=plain_number))
 
     def __str__(self) -> str:
         promised, off, report = self.selector, self.deviations, self.report()
-        unit = counted_in(report)
+        unit, gain = counted_in(report), f"\n{say_gain(self.optimum)}" if self.optimum is not None else ""
         return (
-            f"{summarize(report)}\nPromised {promised.expected_num_tokens:,.0f} {unit} with a standard "
+            f"{summarize(report)}{gain}\nPromised {promised.expected_num_tokens:,.0f} {unit} with a standard "
             f"deviation of {promised.num_tokens_std:,.0f}. Kept, in standard deviations from the promise: {unit} "
             f"{off['num_tokens']:+.2f}, mean {off['mu']:+.2f}, standard deviation {off['sigma']:+.2f}."
         )
@@ -145,7 +158,7 @@ def select_stream(
         files: scored chunks, and the guards.
         folder: new, or of the same selection.
         num_tokens: expected tokens.
-        law, target, space: what to aim at, as in `plan_selection`; without either, a random subset.
+        law, target, space: what to aim at, as in `plan_selection`: a law, or a target.
         seed: of the draw.
         key_column: what the draw hashes; rows equal in it share one fate.
         model: that scored the files.
@@ -167,8 +180,11 @@ def select_stream(
     check_layout(folder)
     files.check_columns(files.column, files.num_tokens_column, key_column)
     corpus, dropped = files.landscape(model)
+    optimum = None
     if law is not None:
-        selector = PerplexitySelector.from_law(law, corpus, num_tokens, seed, key_column)
+        check_budget(num_tokens, corpus.num_tokens)
+        optimum = law.optimum(corpus, num_tokens)
+        selector = PerplexitySelector.from_optimum(optimum, corpus, seed=seed, key_column=key_column)
     else:
         selector = PerplexitySelector.from_target(
             *target,
@@ -178,10 +194,10 @@ def select_stream(
             seed=seed,
             key_column=key_column,
         )
+    selector = replace(selector, min_score=files.min_score, max_score=files.max_score)
     settings = {
         "selector": {name: value for name, value in asdict(selector).items() if name[0] != "_"},
         "files": [list(entry) for entry in files.describe()],
-        "guards": [files.min_score, files.max_score],
     }
     output = ShardedOutput.open(folder, len(files.paths), settings, overwrite=overwrite)
     try:
@@ -196,7 +212,7 @@ def select_stream(
 
     written = ParquetFiles(LocalFileSystem(), tuple(map(str, output.paths)), files.column, files.num_tokens_column)
     kept, _ = written.landscape(model)
-    selection = StreamedSelection(selector, corpus, kept, num_tokens, dropped, law, files.num_tokens_column)
+    selection = StreamedSelection(selector, corpus, kept, num_tokens, dropped, law, optimum, files.num_tokens_column)
     for name, part in (("selector", selector), ("selection", selection), ("landscape", corpus), ("law", law)):
         if part is not None:
             part.save(folder / f"{name}.json")

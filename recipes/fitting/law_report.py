@@ -90,9 +90,11 @@ def _base_general_loss(script_args, training_args, model_args) -> float:
         raise ValueError("--max_forgetting needs the base model's general loss: --general_eval_file, or the number.")
     path = Path(training_args.output_dir) / "base.json"
     texts = load_texts(script_args.general_eval_file, training_args.dataset_text_field)[0]
+    # As the probes' are measured, under the trainer's autocast
+    autocast = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else None
     asked = {
         "model": resolve_revision(model_args.model_name_or_path, model_args.model_revision),
-        "dtype": str(model_args.dtype),
+        "dtype": f"{model_args.dtype}, autocast {autocast}",
         "general_eval_file": hash_texts(texts, "text"),
         "measuring": PerplexityScorer._version,
     }
@@ -100,7 +102,9 @@ def _base_general_loss(script_args, training_args, model_args) -> float:
         known = load_base_loss(path)
         if all(known[name] == value for name, value in asked.items()):
             return known["general_loss"]
-    from hf_ppl_select.likelihood.engine import load_model
+    import torch
+
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
 
     model, tokenizer = load_model(
         model_args.model_name_or_path,
@@ -108,7 +112,8 @@ def _base_general_loss(script_args, training_args, model_args) -> float:
         dtype=model_args.dtype or "auto",
         device="cpu" if training_args.use_cpu else None,
     )
-    loss = evaluate_perplexity(model, tokenizer, texts["text"][:]).nll_per_token
+    engine = LikelihoodEngine(model, autocast_dtype=autocast and getattr(torch, autocast))
+    loss = evaluate_perplexity(model, tokenizer, texts["text"][:], engine=engine).nll_per_token
     save_json(path, {**asked, "general_loss": loss}, kind="base_loss", version=2)
     return loss
 

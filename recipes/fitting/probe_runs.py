@@ -6,7 +6,6 @@ One process trains all of them into points.jsonl; several at once (Ray, a job ar
 from __future__ import annotations
 
 import copy
-import itertools
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fitting.ray_probes import train_with_ray
-from hf_ppl_select import PerplexityLandscape, compare_scaling_laws, select_subset
+from hf_ppl_select import PerplexityLandscape, select_subset
 from hf_ppl_select.data.load import load_texts
-from hf_ppl_select.landscape.scores import in_words
-from hf_ppl_select.law.comparison import choose_form, only_without_features
+from hf_ppl_select.data.saving import load_json, save_json
+from hf_ppl_select.data.schema import Number, checked
 from hf_ppl_select.law.points import LawPoints, append_law_points, read_law_points
 from hf_ppl_select.probes.design import ProbeTarget, design_probes, prefix_points, probe_order
 from hf_ppl_select.probes.plan import ProbePlan, plan_probes
@@ -54,7 +53,7 @@ def design_runs(script_args, dataset: Dataset, seed: int) -> ProbePlan:
         num_runs, num_tokens, ladder = len(plan.probes), plan.tokens_per_run, plan.ladder
     else:
         num_runs = 8 if script_args.num_probes is None else script_args.num_probes
-        num_tokens = 1_000_000 if script_args.num_tokens is None else script_args.num_tokens
+        num_tokens = script_args.num_tokens or (max(script_args.ladder) if script_args.ladder else 1_000_000)
         ladder = script_args.ladder or [num_tokens // 4, num_tokens // 2, num_tokens]
     probes: list[ProbeTarget] = []
     for k, landscape in enumerate(landscapes):
@@ -212,10 +211,29 @@ def _own_points(folder: Path, probe: ProbeTarget) -> Path:
     return folder / "probes" / probe.run / "points.jsonl"
 
 
+def _ended(folder: Path, probe: ProbeTarget) -> Path:
+    return folder / "probes" / probe.run / "ended.json"
+
+
+def load_end(path: Path) -> int:
+    """How many law points a probe had when it ended, in its ended.json."""
+    read = checked({"num_points": Number(0, 1e6, whole=True)})
+    return load_json(path, kind="probe_end", version=1, read=read)["num_points"]
+
+
+def _num_points(paths: Sequence[Path], probe: ProbeTarget) -> int:
+    """How many points of a probe the table that has most of them holds."""
+    return max((int(sum(read_law_points(path).run == probe.run)) for path in paths if path.exists()), default=0)
+
+
 def _is_done(folder: Path, plan: ProbePlan, probe: ProbeTarget) -> bool:
-    """Whether one of the tables holds as many points of the probe as the ladder has rungs."""
-    paths = [path for path in (folder / "points.jsonl", _own_points(folder, probe)) if path.exists()]
-    return any(sum(read_law_points(path).run == probe.run) >= len(plan.ladder) for path in paths)
+    """Whether one of the tables holds a point of each rung, or of as many as it had when it ended."""
+    wanted, ended = len(plan.ladder), _ended(folder, probe)
+    if ended.exists():
+        wanted = load_json(ended, kind="probe_end", version=1, read=checked({"num_points": Number(0, 1e6)}))[
+            "num_points"
+        ]
+    return 0 < wanted <= _num_points([folder / "points.jsonl", _own_points(folder, probe)], probe)
 
 
 def run_probe(
@@ -231,7 +249,7 @@ def run_probe(
 ) -> None:
     """Train one probe's rows from the base model, measuring at each rung into the table `points`."""
     from transformers import set_seed
-    from trl import get_peft_config
+    from trl import get_peft_config, get_quantization_config
 
     from trainer_callbacks import ScalingLawCallback, TokensPerSecondCallback
     from training.cpu_trainer import in_order, sft_trainer_class
@@ -242,12 +260,17 @@ def run_probe(
     args.packing = False
     args.push_to_hub = False  # which is of the law
     args.include_num_input_tokens_seen = "non_padding"
-    args.model_init_kwargs = {"dtype": model_args.dtype, "revision": model_args.model_revision}
+    if hasattr(args, "shuffle_dataset"):
+        args.shuffle_dataset = False  # before the order of the rows, which decides each rung's landscape
+    asked = {"dtype": model_args.dtype, "revision": model_args.model_revision}
+    asked["attn_implementation"] = model_args.attn_implementation
+    args.model_init_kwargs = asked | (args.model_init_kwargs or {})
     set_seed(args.seed)  # also of the adapter's first weights, before trl 1.15
     trainer = in_order(sft_trainer_class(args))(  # which gives each prefix the landscape of the whole
         model=model_args.model_name_or_path,
         args=args,
         train_dataset=subset.select_columns([args.dataset_text_field]),
+        quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
     trainer.add_callback(ScalingLawCallback(trainer, points, probe.run, ladder=ladder, moments=moments, **held_out))
@@ -257,39 +280,11 @@ def run_probe(
     finally:
         del trainer
         release_large_blocks()
-
-
-def compare_columns(
-    points: Sequence[Mapping[str, Any]], columns: Sequence[str], form: str = "auto", space: str = "auto"
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Every law form of every score column, and of every two together, out of sample: the table, best first, and its
-    row to take: of those within one standard error of the best the one with fewest parameters.
-    """
-    rows = []
-    for column in (*columns, *(itertools.combinations(columns, 2) if space != "linear" else ())):
-        asked = space if isinstance(column, str) else "log"
-        found = compare_scaling_laws(points, form=form, space=asked, column=column)
-        rows += [row | {"chosen": False} for row in found if not rows or row["form"] != "data_only"]
-    rows.sort(key=lambda row: (row["problem"] is not None, row["loo_mae"] or 0.0, row["num_params"]))
-    chosen = rows[0] if len(rows) == 1 else choose_form(rows)
-    if form == "auto" and (blind := only_without_features(rows)):
-        warnings.warn(blind, stacklevel=2)
-    chosen["chosen"] = True
-    return rows, chosen
-
-
-def format_comparison(comparison: Sequence[Mapping[str, Any]]) -> str:
-    """The forms as a table, best out of sample first; with the score column where there are several."""
-    comparison = [row | {"column": in_words(row["column"])} for row in comparison]
-    columns = dict.fromkeys(row["column"] for row in comparison)
-    width = max(map(len, columns)) + 2 if len(columns) > 1 else 0
-    head = "column"[:width].ljust(width)
-    lines = [f"{head}form            space   params   R2     error of a run left out (nats, ± standard error)"]
-    for row in comparison:
-        name = f"{row['column'] if width else '':{width}}{row['form']:15} {row['space']:7} {row['num_params']:6}"
-        if row["problem"]:
-            lines.append(f"{name}   {row['problem']}")
-        else:
-            chosen = "  <- chosen" if row.get("chosen") else ""
-            lines.append(f"{name}   {row['r2']:.3f}  {row['loo_mae']:.4f} ± {row['loo_se']:.4f}{chosen}")
-    return "\n".join(lines)
+    measured = _num_points([points], probe)
+    if measured < len(ladder):
+        warnings.warn(
+            f"{probe.run} has {measured} law points of {len(ladder)} rungs: several fell into one training step. "
+            "Smaller batches, or a longer ladder, measure them all.",
+            stacklevel=2,
+        )
+    save_json(_ended(folder, probe), {"num_points": measured}, kind="probe_end", version=1)

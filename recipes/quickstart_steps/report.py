@@ -9,8 +9,8 @@ from pathlib import Path
 from comparing.run_comparison import difference, differences, verdict
 from comparing.run_records import Run, measures_of, read_folders
 from comparing.tables import differences_table, intervals_cover, values_table
+from fitting.comparison import format_comparison
 from fitting.law_report import load_comparison
-from fitting.probe_runs import format_comparison
 from hf_ppl_select import PerplexityLandscape, ScalingLaw
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import write_atomically

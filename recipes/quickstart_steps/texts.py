@@ -44,7 +44,10 @@ class QuickstartArguments:
     kind_column: str | None = field(
         default=None, metadata={"help": "Column that says what a document is, where known: counted in the report."}
     )
-    dirty: float = field(default=DIRTY, metadata={"help": "Share of dirt in the ontology corpus; 0 leaves it clean."})
+    dirty: float | None = field(
+        default=None,
+        metadata={"help": f"Share of dirt in the ontology corpus, 0 leaves it clean. Default: {DIRTY}."},
+    )
     num_documents: int | None = field(
         default=None,
         metadata={"help": "To take, besides dirt and held-out ones. Default: 450 of the ontology, 1,000 of your own."},
@@ -70,6 +73,10 @@ class QuickstartArguments:
     def __post_init__(self):
         if self.num_documents is None:
             self.num_documents = 450 if self.dataset_name is None else 1000
+        if self.dirty is not None and self.dataset_name is not None:
+            raise ValueError("--dirty is of the quickstart's own corpus; nothing is added to a dataset of your own.")
+        if self.dirty is None and self.dataset_name is None:
+            self.dirty = DIRTY
         least = {"chunk_length": 16, **dict.fromkeys(("probe_tokens", "num_tokens"), 128)}
         least |= dict.fromkeys(("num_documents", "max_sentence_documents", "num_seeds", "num_workers"), 1)
         for name, number in least.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fitting.probe_runs import compare_columns
+from fitting.comparison import compare_columns
 from hf_ppl_select import ScalingLaw, chunk_documents, fit_scaling_law
 from hf_ppl_select.landscape.scores import names_of
 from hf_ppl_select.law.comparison import choose_form

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from trl import ModelConfig, SFTConfig
 
 
+REPLAY = 0.05
+
+
 @dataclass
 class TrainingRunArguments:
     dataset_name: str = field(
@@ -53,7 +56,9 @@ class TrainingRunArguments:
     replay_dataset: str | None = field(
         default=None, metadata={"help": "General text to mix in against forgetting, named like a dataset."}
     )
-    replay: float = field(default=0.05, metadata={"help": "Its share of all tokens trained on."})
+    replay: float | None = field(
+        default=None, metadata={"help": f"Its share of all tokens trained on. Default: {REPLAY}."}
+    )
     merge_adapter: bool = field(
         default=False, metadata={"help": "Of LoRA, also save the model with the adapter merged in: output_dir/merged."}
     )
@@ -85,6 +90,8 @@ def check_options(script_args: TrainingRunArguments, training_args: SFTConfig, m
         )
     if script_args.law is not None and script_args.num_tokens is None:
         raise ValueError("--law needs --num_tokens, the budget to select.")
+    if script_args.strategy != "maxent" and script_args.num_tokens is None:
+        raise ValueError(f"--strategy {script_args.strategy} selects; it needs --num_tokens, the budget.")
     if training_args.push_to_hub:
         from hf_ppl_select.hub.repository import check_branch, check_hub_access
 

@@ -13,22 +13,26 @@ from hf_ppl_select.selection.report import load_report
 from trainer_callbacks import TokensPerSecondCallback
 from trainer_callbacks.measuring import DivergedError, measure_and_log
 from trainer_callbacks.processes import shards_weights
-from training.held_out_records import RecordingCallback
-from training.options import TrainingRunArguments
+from training.held_out_records import BASE, LATEST, RecordingCallback
+from training.options import REPLAY, TrainingRunArguments
 from training.publishing import push_model
 from training.trainer import RecipeTrainer, Replay
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_MEASURED = (LATEST, BASE, "benchmarks.json", "benchmarks.parquet")  # of a model, beside it
+
 
 def load_replay(script_args: TrainingRunArguments) -> Replay | None:
     """The rows of `replay_dataset`: its text, or prompt and completion, or messages."""
     if script_args.replay_dataset is None:
+        if script_args.replay is not None:
+            raise ValueError(f"--replay {script_args.replay:g} needs --replay_dataset, the text to mix in.")
         return None
     has_text = "text" in load_rows(script_args.replay_dataset).column_names
     rows, _ = (load_texts if has_text else load_answers)(script_args.replay_dataset)
-    return Replay(rows, script_args.replay)
+    return Replay(rows, REPLAY if script_args.replay is None else script_args.replay)
 
 
 def add_callbacks(trainer: RecipeTrainer, held_out: dict[str, Dataset], **options: Any) -> None:
@@ -59,6 +63,8 @@ def train_and_finish(
         DivergedError: training diverged. metrics.json has what was logged until then; there is no model.
     """
     args = trainer.args
+    if args.resume_from_checkpoint is None and trainer.is_world_process_zero():
+        forget_earlier_model(Path(args.output_dir))
     try:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except DivergedError:
@@ -83,6 +89,14 @@ def train_and_finish(
     trainer.accelerator.end_training()
     if pushes:  # last, and alone: what fails here loses nothing, and no process waits for it
         print(f"Pushed to {push_model(args)}.", flush=True)
+
+
+def forget_earlier_model(folder: Path) -> None:
+    """Remove what was measured of the model that a new one replaces: it would be taken for the new one's."""
+    if stale := [name for name in _MEASURED if (folder / name).exists()]:
+        print(f"{folder} gets another model: {', '.join(stale)} of the earlier one removed.", flush=True)
+        for name in stale:
+            (folder / name).unlink()
 
 
 def save_metrics(

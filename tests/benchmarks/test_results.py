@@ -144,6 +144,9 @@ def test_recipe_runs_from_yaml_saves_and_compares(run_recipe, tiny_model_dir, ow
     second = ("--output", tmp_path / "second.json", "--compare_with", base)
     _, stdout, _ = run_recipe("run_benchmarks", "--config", config, *second)
     compared = stdout.split("question by question")[1]
+    kept = base.read_bytes()
+    code, _, stderr = run_recipe("run_benchmarks", "--config", config, "--compare_with", base)
+    assert code == 2 and "would replace it; name another --output" in stderr and base.read_bytes() == kept
     assert re.search(r"\| mine \| 4 \| (0\.\d+) → \1 \| \+0.0000 \[\+0.0000, \+0.0000\] \|.*\| 0, 0 \| 1 \|", compared)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from comparing.run_records import read_run
 from fitting.law_report import load_base_loss, load_comparison
+from fitting.probe_runs import load_end
 from hf_ppl_select import (
     NgramScorer,
     PerplexityLandscape,
@@ -134,6 +135,10 @@ def _costs(path):
     )
 
 
+def _probe_end(path):
+    save_json(path, {"num_points": 3}, kind="probe_end", version=1)
+
+
 def _quickstart(path):
     save_json(path, dataclasses.asdict(QuickstartArguments()), kind="quickstart", version=2)
 
@@ -165,6 +170,7 @@ KINDS = {  # by file name: a writer, and a reader whose results compare
     "trained_on.json": (_reference, lambda path: settings_of(path.parent)),
     "checkpoint.json": (_checkpoint, lambda path: total_loss_of(path.parent)),
     "base.json": (_base_loss, load_base_loss),
+    "ended.json": (_probe_end, load_end),
     "comparison.json": (_comparison, load_comparison),
     "costs.json": (_costs, load_costs),
     "settings.json": (_quickstart, lambda path: load_json(path, kind="quickstart", version=2)),

@@ -44,7 +44,8 @@ def test_card_states_fit_error_and_intervals(law):
     m, s = (moments[last][0] for moments in law.points.moments("log"))
     for noise in (False, True):
         assert "{:.4f} to {:.4f}".format(*law.interval(m, s, 32_000, noise=noise)) in predictions
-    assert 'from_pretrained("me/medical-law")' in section(card, "How to use")
+    assert 'from_pretrained("me/medical-law")' in section(card, "How to use") and "law.interval(" in card
+    assert "nll under it, nats per token, has the mean m and the standard deviation s" in card
     assert not re.search(r"gain of|predicted gain", card)
 
 
@@ -55,7 +56,8 @@ def test_card_of_a_law_without_intervals_says_so(law_points):
     few = fit_scaling_law([p for p in points if p["run"] != "r3"], form="no_interaction", space="linear")
     card = law_card(few)
     assert "need 4 or more runs" in card and card.count("not known") >= 12 and "too few for intervals" in card
-    assert "a language model that was not recorded" in card
+    assert "a language model that was not recorded" in card and "law.interval(" not in card
+    assert "perplexities under it have the mean mu and the standard deviation sigma" in card
 
 
 def test_card_keeps_local_paths_private(law):

@@ -208,6 +208,55 @@ def test_a_card_of_n_grams_counts_words_and_names_no_model(corpus, tmp_path):
     assert found["subset"]["text"][:] == grouped.select(plan.indices)["text"][:]
 
 
+def test_cards_attribute_to_a_model_what_a_model_scored(corpus, law_points):
+    columns = {"ngram_ratio": "NgramScorer.fit(trusted, corpus)", "perplexity_ratio": "reference=...)"}
+    columns |= {"ifd": "ifd=True)", "my_score": "corpus = ...  # with its column my_score"}
+    for column, code in columns.items():
+        points = [
+            {
+                name.replace("mu", f"mu_{column}").replace("sigma", f"sigma_{column}"): value
+                for name, value in row.items()
+            }
+            for row in law_points()
+        ]
+        law = fit_scaling_law(points, column=column, form="log_parabola", space="log", model=MODEL)
+        scored = corpus.rename_column("perplexity", column)
+        landscape = PerplexityLandscape.from_dataset(scored, column=column, model=MODEL)
+        text = subset_card(plan_selection(scored, law=law, num_tokens=20_000).report(), law=law, landscape=landscape)
+        assert_card_is_clean(text)
+        of_a_model = column in ("perplexity_ratio", "ifd")
+        assert (f"under `{MODEL}`" in text) == ("model that scored it" in text) == of_a_model
+        assert (f"It predicts the loss of `{MODEL}`" in text) != of_a_model
+        assert code in section(text, "How to reproduce")
+        assert ("PerplexityScorer" in section(text, "How to reproduce")) == of_a_model
+
+
+def test_a_card_says_which_part_of_the_source_was_read(selection):
+    text = subset_card(selection.report(), source="me/corpus (configuration de, split train[1000:])")
+    assert "datasets/me/corpus) (configuration de, split train[1000:])" in section(text, "Source and licence")
+    code = section(text, "How to reproduce")
+    assert "corpus = ...  # rows of me/corpus (configuration de, split train[1000:]), cut" in code
+    assert "load_dataset" not in code and DatasetCard(text).data.to_dict()["source_datasets"] == ["me/corpus"]
+
+
+def test_a_card_says_where_its_losses_are_extrapolated(selection, law):
+    report = selection.report() | {"predicted_trusted": True, "random_trusted": True, "extrapolation": 0.6}
+    assert "extrapolated" not in subset_card(report, law=law)
+    for changes, words in (
+        ({"predicted_trusted": False}, "no probe covers this subset's moments"),
+        ({"random_trusted": False}, "no probe covers a random subset's moments"),
+        ({"extrapolation": 12.0}, "the subset's tokens are 12 times those of the longest probe"),
+    ):
+        for without in ({}, {"optimum": None}):
+            text = subset_card({**report, **changes, **without}, law=law)
+            assert f"But {words}: losses, and so this gain, are extrapolated." in section(
+                text, "What the law predicts"
+            )
+            assert f"are extrapolated: {words}." in section(text, "Limitations")
+    text = subset_card({**report, "random_loss": None})
+    assert "does not reach from its probes" in text and "No scaling law predicts" not in text
+
+
 def test_a_model_folder_is_named_without_its_path(corpus):
     landscape = PerplexityLandscape.from_dataset(corpus, model="/home/someone/models/tiny-llama")
     text = subset_card({"num_chunks": 1}, landscape=landscape)

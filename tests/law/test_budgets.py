@@ -5,6 +5,7 @@ import pytest
 
 from hf_ppl_select.landscape.landscape import PerplexityLandscape
 from hf_ppl_select.law.budgets import exhausted_at, gain_by_budget
+from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.law.forms import LAW_FORMS, why_never
 from tests.law.test_optimum import law_of
 
@@ -47,6 +48,16 @@ def test_tokens_for_broadcasts_and_says_never(law):
             law.tokens_for(bad, 20.0, 8.0)
     with pytest.raises(ValueError, match="sigma must be positive"):
         law.tokens_for(E + 1.0, 20.0, 0.0)
+
+
+def test_runs_too_few_for_intervals_leave_the_gain_without_one(landscape):
+    points = law_of("no_interaction", "log", [0.6, -0.1], [2.0, 3.4], [0.3, 0.6]).points.to_rows()
+    runs = sorted({row["run"] for row in points})[:3]
+    few = fit_scaling_law([row for row in points if row["run"] in runs], form="no_interaction", space="log")
+    assert few.why_no_intervals
+    for options in ({}, {"intervals": False}):
+        for row in gain_by_budget(few, landscape, [1e5], **options):
+            assert row["gain"] is not None and row["gain_low"] is row["gain_high"] is None
 
 
 def test_marginal_gain_is_the_slope(law):

@@ -9,11 +9,11 @@ from datasets import Dataset
 from faults.kinds import KINDS, scored
 
 import fit_law
-import select_subset
 from fitting.conditions import check_same_settings
 from hf_ppl_select.probes.design import ProbeTarget
 from hf_ppl_select.probes.plan import ProbePlan
 from hf_ppl_select.scoring.perplexity import PerplexityScorer
+from select_subset import select_on_the_way_in
 
 ROWS = Dataset.from_dict(scored(60))
 PLAN = ProbePlan((ProbeTarget("probe-00", 20.0, 5.0, "linear"),), 1000, (500, 1000))
@@ -28,7 +28,7 @@ def check(tiny_model_dir, tmp_path):
     def run(*options, rows=ROWS, plan=PLAN):
         given = ["--dataset_name", "scored", "--model_name_or_path", tiny_model_dir, "--use_cpu", "--bf16", "false"]
         given += ["--eval_file", tmp_path / "eval.jsonl", "--general_eval_file", tmp_path / "general.jsonl"]
-        given += ["--output_dir", tmp_path / "law", *options]
+        given += ["--output_dir", tmp_path / "law", "--column", "perplexity", *options]
         parsed = fit_law.make_parser().parse_args_and_config(args=list(map(str, given)))
         return check_same_settings(tmp_path / "law", *parsed, rows, plan)
 
@@ -138,7 +138,7 @@ def test_a_resumed_run_trains_on_the_subset_it_asks_for(tmp_path):
         script = SimpleNamespace(dataset_config=None, dataset_train_split="train", **asked)
         checkpoint = "checkpoint-2" if resume else None
         run = Args(output_dir=str(tmp_path / "out"), seed=seed, resume_from_checkpoint=checkpoint, process_index=0)
-        return select_subset.select_on_the_way_in(script, run)
+        return select_on_the_way_in(script, run)
 
     folder = select(resume=False, law="law.json")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,11 +211,60 @@ def test_one_probe_by_its_index_then_the_rest_then_only_the_fit(scored, tiny_mod
     [
         ({"probe_index": 6}, "numbered from 0 to 5"),
         ({"total_tokens": 5000}, "leave --num_tokens, --ladder out"),
+        ({"probe_index": 2, "fit_only": True}, "leave one of the two out"),
+        ({"ladder": 600, "num_tokens": 1200}, "last rung of --ladder, 600 tokens, and --num_tokens is 1,200"),
+        ({"budget": 10**9}, "--budget 1,000,000,000 is more than the .* tokens of the scored chunks"),
+        ({"max_length": 12}, "chunks are longer than --max_length 12 tokens .*score shorter chunks"),
+        ({"license": "mit"}, "are about a push"),
     ],
 )
 def test_options_that_contradict_each_other(scored, tiny_model_dir, changed, message):
     with pytest.raises(ValueError, match=message):
         call(*options(scored, tiny_model_dir, **changed))
+    assert not (scored.parent / "law" / "probes").exists()
+
+
+@pytest.mark.parametrize("option", ["budget", "max_forgetting"])
+def test_options_about_an_optimum_need_a_corpus(tmp_path, option):
+    with pytest.raises(ValueError, match=f"--{option} is about the optimum on a corpus"):
+        call("--points", "points.jsonl", "--num_probes", 0, f"--{option}", 1, "--output_dir", tmp_path, "--use_cpu")
+
+
+def test_the_score_columns_are_those_that_the_chunks_have():
+    from datasets import Dataset
+
+    from fitting.options import score_columns
+
+    both = Dataset.from_dict({"perplexity_ratio": [1.0], "perplexity": [2.0]})
+    default = SimpleNamespace(column=None)
+    assert score_columns(default, both) == ["perplexity", "perplexity_ratio"]
+    assert score_columns(default, both.select_columns("perplexity")) == score_columns(default, None) == ["perplexity"]
+    assert score_columns(SimpleNamespace(column=["ifd"]), both) == ["ifd"]
+
+
+def test_runs_of_another_folder_are_other_runs(capsys):
+    from fitting.options import apart
+
+    ours = [{"run": "random", "loss": 3.0}, {"run": "probe-00", "loss": 2.9}]
+    theirs = [{"run": "random", "loss": 3.1}, {"run": "elsewhere", "loss": 2.8}]
+    assert [row["run"] for row in apart(theirs, ours, "a/points.jsonl")] == ["random of a/points.jsonl", "elsewhere"]
+    assert "Runs of a/points.jsonl that are named as ones here are called after it: random." in capsys.readouterr().out
+    assert apart(theirs, [], "a/points.jsonl") == theirs and not capsys.readouterr().out
+
+
+def test_rungs_that_fall_into_one_step_are_told_and_the_probe_is_done(scored, tiny_model_dir):
+    wide = {"per_device_train_batch_size": 16, "num_probes": 5, "form": "data_only", "space": "linear"}
+    with pytest.warns(UserWarning, match="random has 2 law points of 3 rungs: several fell into one training step"):
+        call(*options(scored, tiny_model_dir, **wide))
+    points = (scored.parent / "law" / "points.jsonl").read_bytes()
+    call(*options(scored, tiny_model_dir, **wide), "--fit_only")
+    assert (scored.parent / "law" / "points.jsonl").read_bytes() == points
+
+    # but one that lost a point since is trained again
+    (scored.parent / "law" / "points.jsonl").unlink()
+    append_law_points(scored.parent / "law" / "points.jsonl", [json.loads(row) for row in points.splitlines()[:-1]])
+    with pytest.raises(ValueError, match="1 of 5 probes are missing"):
+        call(*options(scored, tiny_model_dir, **wide), "--fit_only")
 
 
 def test_known_points_on_a_corpus_say_where_to_go(tmp_path, shared_data, capsys):

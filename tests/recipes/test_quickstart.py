@@ -107,7 +107,7 @@ def test_killed_and_run_again_it_ends_with_a_report(tiny_model_dir, tmp_path):
     documents, metrics = folder / "texts" / "documents.jsonl", folder / "cpt-selected-0" / "metrics.json"
     documents.write_bytes(documents.read_bytes()[:5000])
     metrics.write_bytes(b"")
-    again = run(tiny_model_dir, folder, oracle=True)
+    again = run(tiny_model_dir, folder, oracle=True, num_workers=1)  # which decides nothing
     assert again.returncode == 0 and again.stdout.count("nothing to do") == 5, again.stderr[-3000:]
     assert again.stdout.count("made again: its documents.jsonl is not what was written") == 1
     assert again.stdout.count("made again: its metrics.json is not what was written") == 1
@@ -238,6 +238,9 @@ def test_texts_of_ones_own(tmp_path, monkeypatch, capsys):
         prepare("d", kind_column="source")
     with pytest.raises(ValueError, match="--eval_file is for a dataset of your own"):
         QuickstartArguments(eval_file="x.jsonl")
+    with pytest.raises(ValueError, match="--dirty is of the quickstart's own corpus"):
+        QuickstartArguments(dirty=0.5, dataset_name="x.jsonl")
+    assert QuickstartArguments().dirty == 0.75 and QuickstartArguments(dirty=0.0).dirty == 0.0
     with pytest.raises(ValueError, match="--oracle needs labels"):
         QuickstartArguments(oracle=True, dataset_name="x.jsonl")
 

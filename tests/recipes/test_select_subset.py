@@ -348,4 +348,4 @@ def test_the_recipe_has_the_options_of_the_function():
 def test_the_shipped_config_is_valid():
     config = ROOT / "recipes" / "configs" / "select_medical.yaml"
     (options,) = select_subset.make_parser().parse_args_and_config(["--config", str(config)])
-    assert options.num_tokens == 50_000_000 and options.license == "cc-by-4.0"
+    assert options.num_tokens == 10_000_000 and options.source == "MedRAG/textbooks"

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,8 @@ def test_help_all_lists_the_options_of_trl(run_recipe):
         ({"merge_adapter": True, "load_in_4bit": True} | LORA, "cannot merge into quantized weights"),
         ({"report_to": "trackio"}, "--report_to trackio needs that library"),
         ({"replay_dataset": "missing.jsonl"}, "missing.jsonl does not exist"),
+        ({"replay": 0.2}, "--replay 0.2 needs --replay_dataset"),
+        ({"strategy": "random"}, "--strategy random selects; it needs --num_tokens"),
     ],
 )
 def test_options_that_contradict_fail_before_the_model_loads(options, message, corpus, common):
@@ -184,6 +187,22 @@ def test_options_that_contradict_fail_before_the_model_loads(options, message, c
     with pytest.raises((ValueError, OSError), match=message):
         train_here("cpt", common | {"dataset_name": corpus, "model_name_or_path": "no-model"} | options)
     assert not Path(common["output_dir"]).exists()
+
+
+def test_what_was_measured_of_an_earlier_model_is_not_taken_for_the_new_one_s(corpus, common):
+    folder = Path(common["output_dir"])
+    folder.mkdir()
+    for name in ("benchmarks.json", "benchmarks.parquet", "held_out.json", "held_out_base.json", "notes.txt"):
+        (folder / name).write_text("of an earlier model")
+    train_here("cpt", common | {"dataset_name": corpus, "eval_file": corpus})
+    assert not (folder / "benchmarks.json").exists() and not (folder / "benchmarks.parquet").exists()
+    assert (folder / "notes.txt").exists() and json.loads((folder / "held_out.json").read_text())
+    for name in ("benchmarks.json", "held_out.json"):
+        (folder / name).write_text("of an earlier model")
+    train_here(
+        "cpt", {name: value for name, value in common.items() if name != "eval_file"} | {"dataset_name": corpus}
+    )
+    assert not (folder / "held_out.json").exists() and not (folder / "held_out_base.json").exists()
 
 
 TOOLS_TEMPLATE = (

@@ -8,12 +8,14 @@ from datasets import Dataset, DatasetDict
 
 from hf_ppl_select.data.saving import load_json
 from hf_ppl_select.selection import baselines as strategies
+from hf_ppl_select.selection.report import load_report
 from hf_ppl_select.selection.select import (
     STRATEGIES,
     STRATEGIES_WITH_TARGET,
     plan_selection,
     select_subset,
 )
+from tests.law.test_optimum import law_of
 from tests.selection.junk_corpus import CHUNK, corpus, make_law
 
 
@@ -158,6 +160,27 @@ def test_a_law_sets_the_target_and_predicts(law):
     assert best.predicted_loss < min(plans[s].predicted_loss for s in ("low", "high", "random"))
     assert plans["regime"].predicted_loss < plans["random"].predicted_loss
     assert plans["low"].target is None and plans["low"].optimum is None
+
+
+def test_losses_beyond_the_probes_are_called_extrapolated(law):
+    columns = corpus()
+    near = plan_selection(columns, law=law, num_tokens=100_000)
+    assert "Extrapolated" not in str(near)
+    far = plan_selection(columns, law=law, num_tokens=20 * CHUNK, strategy="low")
+    assert not far.predicted_trusted and "Extrapolated: no probe covers this subset's moments." in str(far)
+    longest = law.num_tokens_range[1]
+    plan = plan_selection({**columns, "num_tokens": columns["num_tokens"] * 1000}, law=law, num_tokens=8 * longest)
+    assert plan.extrapolation == pytest.approx(8, rel=0.05)
+    assert "tokens are 8 times those of the longest probe" in str(plan)
+
+
+def test_a_form_that_gives_no_loss_so_far_out_says_so(tmp_path):
+    wild = law_of("paper", "linear", [0.2, -0.004, -0.1, 0.003], [12, 20, 32], [4, 8, 16])
+    plan = plan_selection(corpus(), law=wild, num_tokens=100_000, strategy="random")
+    assert plan.random_loss is None and plan.random_trusted is False
+    assert "The law gives no loss to compare" in str(plan)
+    plan.save(tmp_path / "selection.json")
+    assert load_report(tmp_path / "selection.json") == plan.report()
 
 
 def test_report_is_json_and_enough_to_reproduce(law, tmp_path):

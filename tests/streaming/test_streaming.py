@@ -17,10 +17,13 @@ from datasets import Dataset, load_dataset
 
 from hf_ppl_select.data.saving import load_json
 from hf_ppl_select.landscape.landscape import PerplexityLandscape
+from hf_ppl_select.selection.report import load_report
+from hf_ppl_select.selection.select import plan_selection
 from hf_ppl_select.selection.selector import PerplexitySelector
 from hf_ppl_select.streaming.parquet_files import ParquetFiles, selector_mask
 from hf_ppl_select.streaming.select import check_streamable, select_stream
 from hf_ppl_select.streaming.sharded_output import ShardedOutput
+from tests.selection.junk_corpus import make_law
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "select_subset.py"
@@ -73,18 +76,19 @@ def test_first_pass_is_the_landscape_of_all_rows(scored):
 def test_a_streamed_subset_is_what_filter_gives_and_keeps_its_promise(scored, tmp_path):
     folder, rows = scored
     out = tmp_path / "subset"
-    files = ParquetFiles.find(str(folder), max_score=1000.0)
+    files = ParquetFiles.find(str(folder), min_score=12.0, max_score=1000.0)
     selection = select_stream(files, out, num_tokens=300_000, target=(20.0, 6.0), seed=3, license="mit")
     selector = PerplexitySelector.load(out / "selector.json")
-    below = rows.filter(lambda row: row["perplexity"] is None or row["perplexity"] <= 1000)
-    assert texts(out) == below.filter(selector, batched=True)["text"]
+    assert texts(out) == rows.filter(selector, batched=True)["text"], "guards are the selector's"
     written = [path.name for path in sorted((out / "data").glob("*.parquet"))]
     assert written == [f"train-0000{index}-of-00005.parquet" for index in (0, 2, 3, 4)]  # of the empty file, nothing
     subset = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert subset.features == rows.features and len(subset) == selection.kept.num_chunks
     assert abs(sum(subset["num_tokens"]) - selector.expected_num_tokens) < 4 * selector.num_tokens_std
     assert max(map(abs, selection.deviations.values())) < 4
-    assert np.mean(subset["perplexity"]) == pytest.approx(20.0, abs=0.5)
+    assert np.mean(subset["perplexity"]) == pytest.approx(20.0, abs=0.5) and min(subset["perplexity"]) >= 12
+    unguarded = dataclasses.replace(selector, min_score=None)
+    assert min(rows.filter(unguarded, batched=True)["perplexity"]) < 12
     report = load_json(out / "selection.json", kind="selection", version=3)
     assert report["num_tokens"] == sum(subset["num_tokens"]) and report["dropped"]["above_max_score"] == 1
     card = (out / "README.md").read_text()
@@ -213,6 +217,75 @@ def test_bad_places(scored, tmp_path):
         select_stream(ParquetFiles.find(str(tmp_path / "torn.parquet")), tmp_path / "out", **target)
 
 
+@pytest.mark.parametrize(
+    ("names", "split", "wanted"),
+    [
+        (["corpus-train.parquet", "corpus-validation.parquet"], "train", [0]),
+        (["corpus-train.parquet", "corpus-validation.parquet"], "validation", [1]),
+        (["train_0.parquet", "valid_0.parquet"], "train", [0]),
+        (["training/a.parquet", "dev/a.parquet"], "train", [0]),
+        (["data/test-00000-of-00001.parquet"], "train", None),
+        (["a/eval.parquet"], "train", None),
+        (["trained.parquet", "contest.parquet"], "train", [0, 1]),
+        (["0_000000.parquet", "1_000000.parquet"], "train", [0, 1]),
+    ],
+)
+def test_files_of_a_split_are_those_that_datasets_takes(tmp_path, names, split, wanted):
+    folder = tmp_path / "train-eval"  # whose own name says nothing
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"name": [name]}), folder / name)
+    load = {"path": str(folder), "split": split, "cache_dir": str(tmp_path / "cache")}
+    if wanted is None:
+        with pytest.raises(FileNotFoundError, match="no parquet file of split 'train'.* it has files of test"):
+            ParquetFiles.find(str(folder), split)
+        with pytest.raises(ValueError, match="train"):
+            load_dataset(**load)
+        return
+    assert list(ParquetFiles.find(str(folder), split).paths) == sorted(str(folder / names[i]) for i in wanted)
+    assert sorted(load_dataset(**load)["name"]) == sorted(names[i] for i in wanted)
+
+
+def test_the_card_of_a_law_s_stream_says_what_that_of_a_subset_in_memory_says(scored, tmp_path):
+    folder, rows = scored
+    law, files = make_law(), ParquetFiles.find(str(folder), max_score=1000.0)
+    selection = select_stream(files, tmp_path / "out", law=law, num_tokens=200_000)
+    plan = plan_selection(rows, law=law, num_tokens=200_000, max_score=1000.0)
+    ours, theirs = selection.report(), plan.report()
+    assert ours["optimum"]["gain"] == pytest.approx(theirs["optimum"]["gain"], rel=1e-3)
+    same = ("projected", "predicted_trusted", "random_trusted")
+    assert [ours[name] for name in same] == [theirs[name] for name in same]
+    assert ours["extrapolation"] == pytest.approx(theirs["extrapolation"], rel=0.05)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "at the law's optimum it is" in card and "No optimum of the law was aimed at" not in card
+    assert "Gain at the law's optimum" in str(selection)
+    assert load_report(tmp_path / "out" / "selection.json") == ours
+
+
+def test_rows_without_tokens_are_in_no_subset(tmp_path):
+    rows = corpus(4000).to_dict()
+    rows["num_tokens"][::4] = [0] * 1000
+    rows["perplexity"][5:8] = [20.0] * 3
+    Dataset.from_dict(rows).to_parquet(tmp_path / "scored.parquet")
+    files = ParquetFiles.find(str(tmp_path / "scored.parquet"), min_score=12.0)
+    selection = select_stream(files, tmp_path / "out", num_tokens=60_000, target=(20.0, 6.0), key_column="perplexity")
+    kept = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet")
+    assert min(kept["num_tokens"].to_pylist()) > 0 and selection.kept.num_chunks == len(kept)
+    assert selection.dropped["no_score"] == 1000
+    inside = np.array(rows["perplexity"]) >= 12
+    assert selection.dropped["below_min_score"] == np.count_nonzero(~inside & (np.array(rows["num_tokens"]) > 0))
+    assert "by `perplexity` and a hash of `perplexity`" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_errors_name_the_row_of_the_file_also_with_guards(tmp_path):
+    Dataset.from_dict({"text": "abcd", "perplexity": [2.0, 2.0, 30.0, 0.5], "num_tokens": [9] * 4}).to_parquet(
+        tmp_path / "scored.parquet"
+    )
+    for guards in ({}, {"min_score": 10}):
+        with pytest.raises(ValueError, match="^row 3 has perplexity 0.5"):
+            ParquetFiles.find(str(tmp_path / "scored.parquet"), **guards).landscape()
+
+
 def test_rows_with_one_key_are_noticed(scored, tmp_path):
     _, rows = scored
     same = rows.select(range(2000)).remove_columns("text").add_column("text", ["same"] * 2000)
@@ -231,6 +304,10 @@ def test_rows_with_one_key_are_noticed(scored, tmp_path):
         {"replay": 0.1},
         {"order": "shuffled"},
         {"dataset_split": "train[:9]"},
+        {"dataset_config": "de"},
+        {"min_group_tokens": 100},
+        {"group_num_tokens": {"a": 100}},
+        {"replay_dataset": "general"},
     ],
 )
 def test_what_cannot_be_streamed_is_refused_with_the_reason(option):
