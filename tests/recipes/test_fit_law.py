@@ -224,6 +224,24 @@ def test_options_that_contradict_each_other(scored, tiny_model_dir, changed, mes
     assert not (scored.parent / "law" / "probes").exists()
 
 
+def test_chunks_that_lose_a_token_or_two_are_told_and_trained_on(capsys):
+    from datasets import Dataset
+
+    from fitting.options import check_corpus
+
+    chunks = Dataset.from_dict({"num_tokens": [128] * 90 + [130] * 10})
+    check_corpus(chunks, None, 128)
+    said = "10 of 100 chunks are longer than --max_length 128 tokens (up to 130) and lose 20 of 12,820 tokens."
+    assert said in capsys.readouterr().out
+    for max_length in (None, 130):
+        check_corpus(chunks, 12_820, max_length)
+    assert not capsys.readouterr().out
+    with pytest.raises(ValueError, match="100 of 100 chunks are longer"):
+        check_corpus(chunks, None, 120)
+    with pytest.raises(ValueError, match="--budget 12,821 is more than"):
+        check_corpus(chunks, 12_821, None)
+
+
 @pytest.mark.parametrize("option", ["budget", "max_forgetting"])
 def test_options_about_an_optimum_need_a_corpus(tmp_path, option):
     with pytest.raises(ValueError, match=f"--{option} is about the optimum on a corpus"):
