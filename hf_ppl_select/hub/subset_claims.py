@@ -61,6 +61,7 @@ def verdict(report: Mapping[str, Any]) -> str | None:
 
 
 def limitations(report: Mapping[str, Any], law: Any) -> str:
+    """What the scores, the selection and the predictions do not vouch for, as a list."""
     what = "Perplexity" if report.get("column", "perplexity") == "perplexity" else "A score of single chunks"
     optimum = report.get("optimum") or {}
     deduplicated = (report.get("options") or {}).get("deduplicate")
@@ -87,7 +88,8 @@ def limitations(report: Mapping[str, Any], law: Any) -> str:
         points.append("Losses are predicted, not measured on this subset.")
     elif report.get("law"):
         points.append(
-            "The law does not reach from its probes to this subset and a random one, so it predicts no gain."
+            "The law gives no loss for this subset, or for a random one (a spread of 0, or moments too far from its "
+            "probes), so it predicts no gain."
         )
     else:
         points.append("No scaling law predicts what training on this subset gains.")

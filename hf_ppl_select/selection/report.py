@@ -240,7 +240,7 @@ def summarize(report: Mapping[str, Any]) -> str:
         )
         lines += [f"Extrapolated: {why}." for why in extrapolated(report)]
     elif report.get("law"):
-        lines.append("The law gives no loss to compare: its form does not reach so far from its probes.")
+        lines.append("The law gives no loss to compare: a spread of 0, or moments too far from its probes.")
     return "\n".join(lines)
 
 

@@ -230,9 +230,7 @@ def _is_done(folder: Path, plan: ProbePlan, probe: ProbeTarget) -> bool:
     """Whether one of the tables holds a point of each rung, or of as many as it had when it ended."""
     wanted, ended = len(plan.ladder), _ended(folder, probe)
     if ended.exists():
-        wanted = load_json(ended, kind="probe_end", version=1, read=checked({"num_points": Number(0, 1e6)}))[
-            "num_points"
-        ]
+        wanted = load_end(ended)
     return 0 < wanted <= _num_points([folder / "points.jsonl", _own_points(folder, probe)], probe)
 
 

@@ -254,7 +254,10 @@ def test_a_card_says_where_its_losses_are_extrapolated(selection, law):
             )
             assert f"are extrapolated: {words}." in section(text, "Limitations")
     text = subset_card({**report, "random_loss": None})
-    assert "does not reach from its probes" in text and "No scaling law predicts" not in text
+    assert (
+        "(a spread of 0, or moments too far from its probes), so it predicts no gain" in text
+        and "No scaling law predicts" not in text
+    )
 
 
 def test_a_model_folder_is_named_without_its_path(corpus):
