@@ -189,7 +189,8 @@ def test_cards_and_plots_name_the_column(law, landscape, tmp_path):
     ):
         assert part in card, part
     assert "by its perplexity" not in card and "nll" not in card
-    assert f"score `{RATIO}` has the mean mu" in law_card(law) and f"m (mean ln({RATIO}), nats)" in law_card(law)
+    assert f"score `{RATIO}` has logarithms of the mean m and the standard deviation s" in law_card(law)
+    assert f"m (mean ln({RATIO}), nats)" in law_card(law)
     plot_landscape(landscape, path=tmp_path / "landscape.png")
     plot_law_surface(
         law, landscape, num_tokens=51_200, optimum=law.optimum(landscape, 51_200), path=tmp_path / "surface.png"
