@@ -85,10 +85,12 @@ class BenchmarkCallback(MeasuringCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         self.results = {}
-        if state.global_step and self.results_dir is not None:
-            for path in self.results_dir.glob("step-*.json"):
-                if (step := int(path.stem.removeprefix("step-"))) <= state.global_step:
-                    self.results[step] = BenchmarkResults.load(path)
+        for path in [] if self.results_dir is None else sorted(self.results_dir.glob("step-*.json")):
+            if not state.global_step:  # of an earlier run: a resumed one would take them for its own
+                if state.is_world_process_zero:
+                    path.unlink()
+            elif (step := int(path.stem.removeprefix("step-"))) <= state.global_step:
+                self.results[step] = BenchmarkResults.load(path)
         super().on_train_begin(args, state, control, **kwargs)
 
     def measure(self, engine: LikelihoodEngine) -> dict[str, float]:

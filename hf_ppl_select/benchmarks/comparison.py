@@ -5,6 +5,7 @@ confidence in its answers, compared with how often they are right.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +94,13 @@ def compare_records(
     first, second = (
         run.saved_records() if isinstance(run, BenchmarkResults) else load_records(run) for run in (ours, baseline)
     )
+    for setting in ("num_fewshot", "max_length"):
+        values = [run.settings.get(setting) for run in (first, second)]
+        if None not in values and values[0] != values[1]:
+            warnings.warn(
+                f"{setting} is {values[0]} in one run and {values[1]} in the other: differences are of that, too.",
+                stacklevel=2,
+            )
     differences = paired_differences(first.records, second.records, first.groups, seed, num_resamples)
     rows = {}
     for title, estimates in differences.items():

@@ -36,7 +36,7 @@ def eval_result_entries(results: BenchmarkResults, *, date: str | None = None) -
             "notes": _notes(results, result),
         }
         for name, result in results.benchmarks.items()
-        if _is_on_hub(name)
+        if _is_on_hub(name, result)
     ]
 
 
@@ -62,7 +62,7 @@ def model_index(results: BenchmarkResults) -> list[EvalResult]:
 
     found = []
     for name, result in results.benchmarks.items():
-        benchmark = BENCHMARKS.get(name)
+        benchmark = BENCHMARKS[name] if _is_on_hub(name, result) else None
         config = benchmark.config if benchmark is not None else None
         for metric in METRICS:
             estimate = result.metrics[metric]
@@ -70,10 +70,10 @@ def model_index(results: BenchmarkResults) -> list[EvalResult]:
                 EvalResult(
                     task_type="multiple-choice",
                     task_name="Multiple choice",
-                    dataset_type=benchmark.dataset if _is_on_hub(name) else name,
+                    dataset_type=benchmark.dataset if benchmark is not None else name,
                     dataset_name=name,
                     dataset_config=config if isinstance(config, str) else None,
-                    dataset_split=benchmark.split if _is_on_hub(name) else None,
+                    dataset_split=benchmark.split if benchmark is not None else None,
                     metric_type=_NAMES[metric],
                     metric_name=f"{_NAMES[metric]} ({_notes(results, result)})",
                     metric_value=estimate.value,
@@ -83,8 +83,9 @@ def model_index(results: BenchmarkResults) -> list[EvalResult]:
     return found
 
 
-def _is_on_hub(name: str) -> bool:
-    return name in BENCHMARKS and not BENCHMARKS[name].is_file
+def _is_on_hub(name: str, result: BenchmarkResult) -> bool:
+    """Whether these are questions of the catalogue; a file of one's own may have such a name, too."""
+    return name in BENCHMARKS and not BENCHMARKS[name].is_file and result.group != "own"
 
 
 def _notes(results: BenchmarkResults, result: BenchmarkResult) -> str:

@@ -72,7 +72,7 @@ def check_deduplicate(how: str | None, threshold: float = NEAR_THRESHOLD, ngram:
     if how is None:
         return
     if how not in DEDUPLICATE:
-        raise ValueError(f"deduplicate={how!r} is not known; it is one of {', '.join(DEDUPLICATE)}, or None.")
+        raise ValueError(f"deduplicate={how!r} is not known; it is one of {', '.join(DEDUPLICATE)}.")
     if how == "near" and not 0.0 < threshold <= 1.0:
         raise ValueError(f"near_threshold={threshold!r} must be a similarity above 0 and at most 1.")
     if how == "near" and (type(ngram) is not int or not 1 <= ngram <= _MOST_WORDS):

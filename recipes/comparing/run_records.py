@@ -30,7 +30,7 @@ class Run:
         metrics: its metrics.json.
         texts: per held-out set the summed nll (nats) and tokens of each text, float64 `[2, texts]`.
         base_texts: the same at step 0.
-        records: benchmark records by benchmark; groups: the group of each benchmark.
+        records: benchmark records by benchmark; groups: the group of each benchmark; settings: of measuring them.
         is_base: the model before training, which has no seed.
     """
 
@@ -40,6 +40,7 @@ class Run:
     base_texts: Mapping[str, np.ndarray] = field(default_factory=dict)
     records: Mapping[str, tuple[Record, ...]] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     is_base: bool = False
 
     @property
@@ -125,7 +126,7 @@ def read_run(folder: str | Path) -> Run:
     elif (path / "benchmarks.json").is_file():
         saved = BenchmarkResults.load(path / "benchmarks.json").saved_records()
     if saved is not None:
-        found |= {"records": saved.records, "groups": saved.groups}
+        found |= {"records": saved.records, "groups": saved.groups, "settings": saved.settings}
     if not found:
         raise FileNotFoundError(
             f"{folder} holds nothing to report: no metrics.json, held_out.json, benchmarks.parquet or benchmarks.json."
@@ -152,12 +153,22 @@ def measures_of(groups: Mapping[str, Sequence[Run]]) -> list[Measure]:
     return sorted(shared, key=lambda measure: measure.kind != "loss")
 
 
+@dataclass(frozen=True, eq=False)
+class _Digest:
+    """Of a question; results that an older version saved have none, which is like any."""
+
+    value: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Digest) and (self.value == other.value or not self.value or not other.value)
+
+
 def _check_same_items(runs: Sequence[Run]) -> None:
     first: dict[str, tuple[Run, Any]] = {}
     for run in runs:
         items = {f"held-out set {name!r}": tuple(terms[1]) for name, terms in run.texts.items()}
         items |= {
-            f"benchmark {name!r}": tuple((r.index, r.gold, r.num_bytes) for r in records)
+            f"benchmark {name!r}": tuple((r.index, r.gold, r.num_bytes, _Digest(r.digest)) for r in records)
             for name, records in run.records.items()
         }
         for name, these in items.items():

@@ -45,6 +45,11 @@ def caveats(groups: Mapping[str, Sequence[Run]], baseline: str) -> list[str]:
     models = {run.metrics["model"] for runs in groups.values() for run in runs if run.metrics.get("model")}
     if len(models) > 1:
         found.append(f"**The runs start from different models: {', '.join(sorted(models))}.**")
+    for setting in ("num_fewshot", "max_length"):
+        values = {run.settings[setting] for runs in groups.values() for run in runs if setting in run.settings}
+        if len(values) > 1:
+            both = " and ".join(map(str, sorted(values)))
+            found.append(f"**Benchmarks were measured with {setting} {both}: differences are of that, too.**")
     for name, runs in groups.items():
         seeds = [run.seed for run in runs if run.seed is not None]
         if len(set(seeds)) < len(seeds):

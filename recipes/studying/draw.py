@@ -187,8 +187,10 @@ class _Draw:
     ) -> dict[str, Any] | None:
         """Rungs and seconds; of a run that diverged the record says so, and None is returned."""
         started, tokens = time.monotonic(), np.cumsum(subset["num_tokens"][:])
+        # after as many tokens in every arm: random raw trains on, to see when it gets there
+        at = int(np.argmin([abs(tokens[rows - 1] - self.args.num_tokens) for rows in ladder])) if benchmarks else None
         try:
-            rungs = runner.run(subset.select_columns(self.pool.trained_on), ladder, self.pool.seed, benchmarks)
+            rungs = runner.run(subset.select_columns(self.pool.trained_on), ladder, self.pool.seed, at)
         except DivergedError as error:
             self.records.add(what, {"problem": str(error)})
             return None

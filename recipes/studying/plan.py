@@ -199,6 +199,15 @@ def load_plan(path: Path) -> dict[str, Any]:
     return load_json(path, kind="study_plan", version=1, read=checked(_PLAN))
 
 
+def _sha256(path: Path) -> str:
+    """Of a file, or of all files in a folder with their names."""
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listed = "".join(f"{file_sha256(file)}  {file.relative_to(path)}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
 def write_plan(folder: Path, args: StudyArguments, weights: str) -> str:
     """Write plan.json, or see that it is the one that is there; returns its SHA-256.
 
@@ -210,12 +219,12 @@ def write_plan(folder: Path, args: StudyArguments, weights: str) -> str:
     """
     options = {name: value for name, value in asdict(args).items() if name not in _NOT_PLANNED}
     for name in ("model", "dataset_name", "general_dataset", "replay_dataset"):  # wherever the files lie
-        options[name] = None if options[name] is None else Path(options[name]).name
-    named = (args.dataset_name, args.general_dataset, args.replay_dataset)
+        options[name] = Path(options[name]).name if options[name] and Path(options[name]).exists() else options[name]
+    data = {name: getattr(args, name) for name in ("dataset_name", "general_dataset", "replay_dataset")}
     plan = {
         "options": options,
         "weights": weights,
-        "data": {Path(name).name: file_sha256(Path(name)) for name in named if name and Path(name).is_file()},
+        "data": {name: _sha256(Path(path)) for name, path in data.items() if path and Path(path).exists()},
         "corpora": {name: DESCRIBED[name] for name in args.corpora},
         "arms": {name: args.arms_of(name) for name in args.corpora},
         "what_the_arms_are": ARMS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,9 +252,18 @@ class Study:
         return float(np.mean(found)) if found else None
 
     def _questions(self, draw: Draw, arm: str, name: str, metric: str) -> np.ndarray | None:
+        rung = self._benchmark_rung(draw, arm)
+        return None if rung is None else np.array(rung["benchmarks"][name][metric], dtype=np.float64)
+
+    def _benchmark_rung(self, draw: Draw, arm: str) -> Mapping[str, Any] | None:
         record = draw.records["base"] if arm == "base" else draw.arm(arm)
-        found = record["rungs"][-1].get("benchmarks")
-        return None if found is None else np.array(found[name][metric], dtype=np.float64)
+        return next((rung for rung in record["rungs"] if "benchmarks" in rung), None)
+
+    def benchmark_tokens(self, corpus: str, arm: str) -> float | None:
+        """Training tokens after which benchmarks were measured, in the mean of the draws; None where they were not."""
+        rungs = [self._benchmark_rung(draw, arm) for draw in self.of(corpus, arm)]
+        tokens = [rung["num_tokens"] for rung in rungs if rung is not None]
+        return float(np.mean(tokens)) if tokens else None
 
     def _weights(self, draw: Draw, name: str, metric: str, num: int) -> np.ndarray:
         if metric == "accuracy":

@@ -29,10 +29,12 @@ _ROOM = 16  # tokens that a chunk may have more of, once it is tokenized alone a
 
 
 class RungRecorder(TrainerCallback):
-    """Keeps each held-out text's nll (nats, summed) at some steps, and benchmarks at the last one."""
+    """Keeps each held-out text's nll (nats, summed) at some steps, and `benchmarks` at the step of that number."""
 
-    def __init__(self, trainer: Trainer, sets: Sequence[HeldOutSet], steps: Sequence[int], benchmarks: Any) -> None:
-        self.trainer, self.sets, self.steps, self.benchmarks = trainer, sets, steps, benchmarks
+    def __init__(
+        self, trainer: Trainer, sets: Sequence[HeldOutSet], steps: Sequence[int], benchmarks: Any, at: int | None
+    ) -> None:
+        self.trainer, self.sets, self.steps, self.benchmarks, self.at = trainer, sets, steps, benchmarks, at
         self.found: list[dict[str, Any]] = []
 
     def on_step_end(self, args, state, control, **kwargs: object) -> None:
@@ -42,7 +44,7 @@ class RungRecorder(TrainerCallback):
     def measure(self, engine: Any) -> dict[str, float]:
         measured = {one.name: one.measure(engine) for one in self.sets}
         self.found.append({name: rounded(one.nll_sum) for name, one in measured.items()})
-        if self.trainer.state.global_step == self.steps[-1] and self.benchmarks:
+        if self.trainer.state.global_step == self.at:
             self.found[-1]["benchmarks"] = self.benchmarks(self.trainer.model, engine)
         return {name: one.nll_per_token for name, one in measured.items()}
 
@@ -73,19 +75,21 @@ class Runner:
         return found, {name: one.num_tokens.tolist() for name, one in measured.items()}
 
     def run(
-        self, rows: Dataset, ladder: Sequence[int], seed: int, with_benchmarks: bool = False
+        self, rows: Dataset, ladder: Sequence[int], seed: int, benchmarks_at: int | None = None
     ) -> list[dict[str, Any]]:
         """Train on these rows in their order, of text or of prompt and completion; what was found at each rung.
 
         Args:
             ladder: numbers of rows, rising. A rung is measured after the step that is nearest to it.
+            benchmarks_at: the place in the ladder of the rung at which benchmarks are measured, too.
         """
         trainer = self._trainer(rows, seed)
         last = -(-len(rows) // self.args.batch_size)
         steps = [min(max(1, round(rung / self.args.batch_size)), last) for rung in ladder]
         if len(set(steps)) < len(steps):
             raise ValueError(f"Rungs of {list(ladder)} rows are less than a step of {self.args.batch_size} apart.")
-        recorder = RungRecorder(trainer, self.sets, steps, self._benchmarks if with_benchmarks else None)
+        at = None if benchmarks_at is None else steps[benchmarks_at]
+        recorder = RungRecorder(trainer, self.sets, steps, self._benchmarks, at)
         trainer.add_callback(recorder)
         trainer.train()
         del trainer

@@ -153,6 +153,15 @@ def test_calibration_by_benchmark():
     assert lines[3].startswith(f"| medmcqa | {brier:.4f} [") and lines[3].endswith("| 0.5000 |")
 
 
+def test_other_settings_of_measuring_are_told():
+    ours, theirs = a_run(), a_run((28, 20))
+    compare_records(ours, theirs)
+    with pytest.warns(
+        UserWarning, match="num_fewshot is 5 in one run and 0 in the other: differences are of that, too"
+    ):
+        compare_records(ours, replace(theirs, num_fewshot=0))
+
+
 def test_entries_for_the_hub(tmp_path):
     import huggingface_hub
     import yaml
@@ -172,6 +181,10 @@ def test_entries_for_the_hub(tmp_path):
         parsed = huggingface_hub.parse_eval_result_entries([entry])
         assert huggingface_hub.eval_result_entries_to_yaml(parsed) == [entry]
     assert save_eval_results(a_run(names=("mine", "yours")), tmp_path / "own") is None
+    own = a_run()  # files that are named as benchmarks of the Hub are
+    own.benchmarks.update({name: replace(result, group="own") for name, result in own.benchmarks.items()})
+    assert eval_result_entries(own) == [] and save_eval_results(own, tmp_path / "own") is None
+    assert {entry.dataset_type for entry in model_index(own)} == {"medqa_4options", "medmcqa"}
     assert not (tmp_path / "own").exists()
 
 

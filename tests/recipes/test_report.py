@@ -17,7 +17,9 @@ pytest_plugins = ["recipe_fixtures"]
 NUM_TEXTS, NUM_QUESTIONS = 40, 60
 
 
-def make_run(folder, seed, gain=0.0, accuracy=0.3, num_tokens=1000, num_texts=NUM_TEXTS, noise=0.01):
+def make_run(
+    folder, seed, gain=0.0, accuracy=0.3, num_tokens=1000, num_texts=NUM_TEXTS, noise=0.01, num_fewshot=0, asked=""
+):
     """A folder as cpt.py and run_benchmarks.py leave it, of made-up numbers."""
     rng = np.random.default_rng(0)  # what is hard is hard for every run
     tokens = rng.integers(50, 100, num_texts)
@@ -33,11 +35,11 @@ def make_run(folder, seed, gain=0.0, accuracy=0.3, num_tokens=1000, num_texts=NU
     metrics = {"model": "m", "seed": seed, "num_tokens": num_tokens, "train": {"train_runtime": 60.0}}
     save_json(Path(folder, "metrics.json"), metrics, kind="training_metrics", version=1)
     records = tuple(
-        Record(i, int(gold[i]), int(row.argmax()), tuple(row.tolist()), (4, 4, 4, 4), (4, 4, 4, 4))
+        Record(i, int(gold[i]), int(row.argmax()), tuple(row.tolist()), (4, 4, 4, 4), (4, 4, 4, 4), 0, asked)
         for i, row in enumerate(likelihoods)
     )
     found = {"exam": BenchmarkResult("exam", "medical", "made up", {}, records)}
-    BenchmarkResults("m", found, {}, None, 0, 10, 128).save_records(Path(folder, "benchmarks.parquet"))
+    BenchmarkResults("m", found, {}, None, 0, 10, 128, num_fewshot).save_records(Path(folder, "benchmarks.parquet"))
     return str(folder)
 
 
@@ -112,7 +114,9 @@ def test_what_makes_a_comparison_unfair_is_said(tmp_path):
     runs.append(f"selected={make_run(tmp_path / 's', 0, num_tokens=1500)}")
     found = " ".join(caveats(read_groups(runs), "random"))
     assert "selected had 1.50 times the training tokens of random" in found
-    assert "Runs of random share a seed" in found
+    assert "Runs of random share a seed" in found and "num_fewshot" not in found
+    runs[1] += f",{make_run(tmp_path / 'f', 1, num_fewshot=5)}"
+    assert "measured with num_fewshot 0 and 5" in " ".join(caveats(read_groups(runs), "random"))
 
 
 @pytest.mark.parametrize(
@@ -123,13 +127,17 @@ def test_what_makes_a_comparison_unfair_is_said(tmp_path):
         (["random={a}", "selected={a}"], "is given twice"),
         (["random={a}", "selected={missing}"], "holds nothing to report"),
         (["random={a}", "selected={other}"], "other and .*/a measured .* on other items .39 and 40., so"),
+        (["random={asked}", "selected={reworded}"], "reworded and .*/asked measured benchmark 'exam' on other items"),
         (["random={a}", "selected={broken}"], "is not valid JSON"),
         (["random={a}", "selected={b}", "--baseline", "low"], "no group 'low' to compare with"),
         (["random={bare}"], "one group of runs and nothing to compare"),
     ],
 )
 def test_bad_input_is_one_clear_error(runs, message, tmp_path):
-    places = {name: tmp_path / name for name in ("a", "b", "other", "missing", "broken", "bare")}
+    names = ("a", "b", "other", "missing", "broken", "bare", "asked", "reworded")
+    places = {name: tmp_path / name for name in names}
+    make_run(places["asked"], 0, asked="d1")
+    make_run(places["reworded"], 1, asked="d2")
     make_run(places["a"], 0)
     make_run(places["b"], 1)
     make_run(places["other"], 1, num_texts=NUM_TEXTS - 1)

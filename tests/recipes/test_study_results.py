@@ -12,7 +12,7 @@ from scipy import stats
 
 from studying.plan import ARMS, StudyArguments, write_plan
 from studying.records import Records
-from studying.report import write_report
+from studying.report import benchmarks_table, write_report
 from studying.results import Mean, Study
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -142,13 +142,24 @@ def test_benchmarks_are_paired_by_question_and_draw(tmp_path):
              {"law": measured(2.0, [2.0, 4.0], [1, 1]), "random": measured(2.0, [2.0, 4.0], [1, 0])}]  # fmt: skip
     study = make_study(tmp_path, draws, ["random", "law"], benchmarks=["b"], benchmark_corpora=["dirty"])
     for draw in study.draws:
-        draw.records.by_what["base"]["rungs"][0]["benchmarks"] = {"b": {"num_bytes": [1, 3]}}
+        draw.records.by_what["base"]["rungs"][0]["benchmarks"] = {
+            "b": {"accuracy": [0, 0], "bits": [3.0, 6.0], "num_bytes": [1, 3]}
+        }
     assert study.benchmark_mean("dirty", "law", "b", "accuracy") == pytest.approx(1)
     assert study.benchmark_mean("dirty", "law", "b", "bits") == pytest.approx(np.mean([5 / 4, 6 / 4]))
     found = study.benchmark_difference("dirty", "law", "random", "b", "accuracy")
     assert found.value == pytest.approx(0.75) and found.low < found.value < found.high
     bits = study.benchmark_difference("dirty", "law", "random", "b", "bits")
     assert bits.value == pytest.approx(-4 / 4 / 2), "bits per byte: a sum over a sum"
+    assert "law minus base" in benchmarks_table(study, "dirty")
+
+    # An arm that trains on has them where they were measured, and the table says so
+    for draw in study.draws:
+        draw.records.by_what["arm law"]["rungs"].append({"num_tokens": 3 * study.num_tokens, "domain": [9.0]})
+    assert study.benchmark_mean("dirty", "law", "b", "accuracy") == pytest.approx(1)
+    for draw in study.draws:
+        draw.records.by_what["arm law"]["rungs"][0]["num_tokens"] = 3 * study.num_tokens
+    assert "law, after 3.0 times the tokens, minus base" in benchmarks_table(study, "dirty")
 
 
 def test_records_survive_a_kill_and_refuse_what_is_not_theirs(tmp_path):
@@ -207,6 +218,19 @@ def test_a_plan_is_kept(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"text": "b"}\n')
     with pytest.raises(ValueError, match="another plan: the data changed"):
         write_plan(tmp_path / "own", args, "weights")
+
+    for version in ("v1", "v2"):  # folders of one name
+        (tmp_path / version / "corpus").mkdir(parents=True)
+        (tmp_path / version / "corpus" / "rows.jsonl").write_text(json.dumps({"text": version}))
+    first, second = (
+        StudyArguments(corpora=["clean"], dataset_name=str(tmp_path / version / "corpus")) for version in ("v1", "v2")
+    )
+    write_plan(tmp_path / "folders", first, "weights")
+    with pytest.raises(ValueError, match="another plan: the data changed"):
+        write_plan(tmp_path / "folders", second, "weights")
+    write_plan(tmp_path / "hub", StudyArguments(corpora=["clean"], dataset_name="one/corpus"), "weights")
+    with pytest.raises(ValueError, match="another plan: dataset_name changed"):
+        write_plan(tmp_path / "hub", StudyArguments(corpora=["clean"], dataset_name="two/corpus"), "weights")
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,11 @@ def test_results_of_earlier_steps_after_a_resume(tiny_model, tiny_tokenizer, tmp
         trainer.train(**options)
         return callback.results
 
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "step-1.json").write_text("of an earlier run")  # which begins by removing it
+    (tmp_path / "results" / "step-17.json").write_text("of an earlier run")
     unbroken = run()
+    assert not (tmp_path / "results" / "step-17.json").exists()
     (tmp_path / "results" / "step-3.json").write_text("cut off")  # of a later step than the checkpoint's: not read
     resumed = run(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert sorted(resumed) == sorted(unbroken) == [0, 1, 2, 3, 4]
