@@ -216,7 +216,7 @@ def _ended(folder: Path, probe: ProbeTarget) -> Path:
 
 
 def load_end(path: Path) -> int:
-    """How many law points a probe had when it ended, in its ended.json."""
+    """How many law points a probe that had fewer than the ladder's rungs had when it ended, in its ended.json."""
     read = checked({"num_points": Number(0, 1e6, whole=True)})
     return load_json(path, kind="probe_end", version=1, read=read)["num_points"]
 
@@ -227,7 +227,7 @@ def _num_points(paths: Sequence[Path], probe: ProbeTarget) -> int:
 
 
 def _is_done(folder: Path, plan: ProbePlan, probe: ProbeTarget) -> bool:
-    """Whether one of the tables holds a point of each rung, or of as many as it had when it ended."""
+    """Whether one of the tables holds a point of each rung, or of as many as it ended with."""
     wanted, ended = len(plan.ladder), _ended(folder, probe)
     if ended.exists():
         wanted = load_end(ended)
@@ -285,4 +285,4 @@ def run_probe(
             "Smaller batches, or a longer ladder, measure them all.",
             stacklevel=2,
         )
-    save_json(_ended(folder, probe), {"num_points": measured}, kind="probe_end", version=1)
+        save_json(_ended(folder, probe), {"num_points": measured}, kind="probe_end", version=1)
