@@ -123,13 +123,17 @@ def load_json(
         read: called with the payload and the file's name: checks it, and returns what it stands for.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError, IsADirectoryError: no such file.
         ValueError: not JSON, another kind of file, a schema this version does not read, content that `read` refuses,
             or other content than was written.
     """
     where = os.fspath(path)
     try:
         document = parse_json(Path(path).read_text(encoding="utf-8"), where)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where} does not exist; name the file that hf_ppl_select saved as a {kind}.") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{where} is a folder; name the file in it that was saved as a {kind}.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); was it written by hf_ppl_select?") from error
     expected = f"hf_ppl_select/{kind}"

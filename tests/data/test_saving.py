@@ -57,6 +57,13 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_text() == "old"
 
 
+def test_a_file_that_is_not_there_is_told_by_what_it_should_be(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.json does not exist; name the file .* saved as a scaling_law"):
+        load_json(tmp_path / "nowhere.json", kind="scaling_law", version=1)
+    with pytest.raises(IsADirectoryError, match="is a folder; name the file in it that was saved as a scaling_law"):
+        load_json(tmp_path, kind="scaling_law", version=1)
+
+
 def test_json_comes_back(tmp_path):
     payload = {"mu": 0.1 + 0.2, "name": "é", "list": [1, None, True]}
     save_json(tmp_path / "law.json", payload, kind="scaling_law", version=3)
