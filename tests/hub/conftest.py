@@ -3,12 +3,14 @@
 import huggingface_hub
 import numpy as np
 import pytest
-from datasets import config
+from datasets import Dataset, config
 from faulty_hub import FaultyHub
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
+from hf_ppl_select.landscape.landscape import PerplexityLandscape
 from hf_ppl_select.law.fit import fit_scaling_law
+from hf_ppl_select.selection.select import plan_selection
 
 TOKEN = "hf_ThisIsTheRightOne"
 MODEL = "HuggingFaceTB/SmolLM2-135M"
@@ -36,6 +38,30 @@ def law_points():
 def law():
     origin = {"model": MODEL, "model_revision": "93efa2f", "corpus": "me/medical@0a1b"}
     return fit_scaling_law(make_points(), form="log_parabola", space="log", **origin)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """1,500 scored chunks of 100 tokens; the first three are empty texts."""
+    perplexity = np.exp(np.random.default_rng(1).normal(3.0, 0.4, 1500)).tolist()
+    texts = [f'chunk {i} | says “ünïcode”, 中文, "quotes"\nand lines' for i in range(1500)]
+    rows = {"text": ["", "", "", *texts[3:]], "perplexity": [None, None, None, *perplexity[3:]]}
+    return Dataset.from_dict({**rows, "num_tokens": [0, 0, 0, *[100] * 1497]})
+
+
+@pytest.fixture(scope="module")
+def landscape(corpus):
+    return PerplexityLandscape.from_dataset(corpus, model=MODEL)
+
+
+@pytest.fixture(scope="module")
+def selection(corpus, law):
+    return plan_selection(corpus, law=law, num_tokens=20_000, seed=3)
+
+
+@pytest.fixture(scope="module")
+def subset(corpus, selection):
+    return corpus.select(selection.indices)
 
 
 @pytest.fixture

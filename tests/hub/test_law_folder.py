@@ -5,6 +5,7 @@ import re
 import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard, constants
+from subset_cards import section
 
 from hf_ppl_select.hub.law_card import law_card
 from hf_ppl_select.hub.push_subset import push_subset_to_hub
@@ -14,10 +15,6 @@ from hf_ppl_select.law.scaling_law import ScalingLaw
 
 TOKEN = "hf_ThisIsTheRightOne"
 MODEL = "HuggingFaceTB/SmolLM2-135M"
-
-
-def section(card, title):
-    return card.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 # The card
