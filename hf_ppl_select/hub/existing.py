@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import RepoCard, hf_hub_url
@@ -12,6 +12,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..data.credentials import hide_credentials
+from ..data.load import FILE_KINDS
 from ..data.strict import load_yaml, parse_json
 from .repository import in_plain_words
 from .retries import HTTP_ERROR, patiently
@@ -24,7 +25,9 @@ OUR_FILES = {  # what they say they are
 }
 _BEGIN = "<!-- hf_ppl_select writes from here -->"
 _END = "<!-- to here; text outside of these two lines is kept -->"
-_DATA_SUFFIXES = (".parquet", ".csv", ".json", ".jsonl", ".txt", ".arrow", ".tar", ".zip")
+_DATA_SUFFIXES = {*FILE_KINDS, ".ndjson", ".tsv", ".arrow", ".tar", ".zip"}
+_OF_DATASETS = ("configs", "dataset_info")  # what it adds to a card
+_OF_ROWS = ("license", "license_name", "license_link", "source_datasets")
 
 
 def is_ours(path: Path) -> bool:
@@ -47,7 +50,13 @@ def has_our_section(readme: str | None) -> bool:
     return readme is not None and _BEGIN in readme and _END in readme
 
 
-def join_cards(existing: str | None, ours: str) -> str:
+def is_only_ours(readme: str | None) -> bool:
+    """Whether a card has our section and no text around it."""
+    before, _, rest = _card(readme or "").text.partition(_BEGIN)
+    return has_our_section(readme) and not (before + rest.partition(_END)[2]).strip()
+
+
+def join_cards(existing: str | None, ours: str, *, new_rows: bool = False) -> str:
     """A card with our text between two marks, and around it what others wrote.
 
     Of the metadata, theirs stays where both say something, but for the licence and what is a list, of which both
@@ -56,6 +65,8 @@ def join_cards(existing: str | None, ours: str) -> str:
     Args:
         existing: the README that is there, or None.
         ours: the new card: a YAML block and Markdown.
+        new_rows: ours is of other rows, as in a folder that is written anew: licence and source are its own or none,
+            and of a card that is nothing but ours only what `datasets` added stays.
 
     Raises:
         ValueError: the YAML block of the existing one is broken.
@@ -70,7 +81,10 @@ def join_cards(existing: str | None, ours: str) -> str:
     if has_our_section(existing):
         before, _, rest = old.text.partition(_BEGIN)
         after = rest.partition(_END)[2]
-    if has_our_section(existing) and not (before + after).strip():
+    only_ours = is_only_ours(existing)
+    if new_rows:
+        theirs = {n: value for n, value in theirs.items() if (n in _OF_DATASETS if only_ours else n not in _OF_ROWS)}
+    if only_ours:
         merged = theirs | mine
     else:
         merged = mine | theirs | {"license": mine["license"]} if "license" in mine else mine | theirs
@@ -175,10 +189,15 @@ def _default_split(present: set[str], metadata: dict[str, Any]) -> list[str]:
     """Files of others that `load_dataset(repo_id, split="train")` reads, whose place a push would take."""
     configs = metadata.get("configs") or []
     if not configs:  # then every data file is of the default configuration
-        return sorted(path for path in present if path.endswith(_DATA_SUFFIXES) and path not in OUR_FILES)
+        return sorted(path for path in present if _is_data(path) and path not in OUR_FILES)
     configs = [each for each in configs if isinstance(each, dict)] if isinstance(configs, list) else []
     taken = [f"the configuration {each['config_name']!r}" for each in configs if each.get("config_name") == "default"]
     return taken + sorted(path for path in present if path.startswith("data/train-"))
+
+
+def _is_data(path: str) -> bool:
+    """By any part of its name, as in `texts.jsonl.gz`."""
+    return not _DATA_SUFFIXES.isdisjoint(suffix.lower() for suffix in PurePosixPath(path).suffixes)
 
 
 def _card(text: str) -> RepoCard:

@@ -119,10 +119,12 @@ def push_subset_folder_to_hub(
     from datasets import Features
 
     folder = Path(folder).expanduser()
-    shards = sorted(folder.glob("data/*.parquet"))
+    found, shards = sorted(folder.glob("data/*.parquet")), sorted(folder.glob(f"{_DATA}*.parquet"))
     own = read_card(folder / README)
-    if not shards or own is None:
+    if not found or own is None:
         raise FileNotFoundError(f"{folder} holds no subset; name a folder that save_subset or --output_dir wrote.")
+    if others := [path for path in found if path not in shards]:
+        raise ValueError(f"{others[0]} is no shard of the split train, all that a subset has; move it elsewhere.")
     check_folder_of_shards(folder / "data", [shard.name for shard in shards])
     check_license(metadata_of(own).get("license"))
     files = {f"{_DATA}{index:05d}-of-{len(shards):05d}.parquet": shard for index, shard in enumerate(shards)}

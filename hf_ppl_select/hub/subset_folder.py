@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.saving import path_aside, write_atomically
-from ..data.shards import MANIFEST, describe_shard, save_manifest
+from ..data.shards import MANIFEST, describe_shard, load_manifest, save_manifest
 from ..landscape.landscape import PerplexityLandscape
-from .existing import OUR_FILES, is_ours, join_cards, read_card
+from .existing import OUR_FILES, has_our_section, is_only_ours, is_ours, join_cards, read_card
 from .repository import check_license
 from .subset_card import subset_card
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LAYOUT = ("README.md", "data", "selection.json", "selector.json", "law.json", "landscape.json")
+LAYOUT = ("README.md", "data", "landscape.json", "law.json", "selector.json", "selection.json")
 _SHARD_BYTES = 500_000_000
 
 
@@ -40,7 +40,10 @@ def check_folder(folder: str | os.PathLike, overwrite: bool = False) -> Path:
 
 
 def check_layout(folder: Path, also: tuple[str, ...] = (".unfinished",)) -> list[str]:
-    """What is in a folder; ValueError if it is a file, or holds anything that is no part of a subset."""
+    """What is in a folder; ValueError if it is a file, or holds anything that is no part of a subset.
+
+    A scored corpus has a part of the same names: that it is a subset, its report, card or manifest must say.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder for the subset.")
     present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
@@ -50,7 +53,20 @@ def check_layout(folder: Path, also: tuple[str, ...] = (".unfinished",)) -> list
     others = [name for name in present if name in OUR_FILES and not is_ours(folder / name)]
     if foreign := others + [name for name in present if name not in (*LAYOUT, *also)]:
         raise ValueError(f"{folder} holds {foreign[0]!r}, which is no part of a subset; name a new or empty folder.")
+    if {*present} - {"README.md"} and not _is_subset(folder, present):
+        raise ValueError(f"{folder} holds data that is no subset; name another folder.")
     return present
+
+
+def _is_subset(folder: Path, present: list[str]) -> bool:
+    if is_ours(folder / "selection.json"):
+        return True
+    if "data" in present and has_our_section(read_card(folder / "README.md")):  # that of a law has no data beside it
+        return True
+    manifests = [path for name in ("data", ".unfinished") if (path := folder / name / MANIFEST).exists()]
+    if not manifests:  # a run that was killed before it had one
+        return {*present} <= {".unfinished", "README.md"}
+    return "selector" in load_manifest(manifests[0])[0]  # of a streamed selection, before it has report and card
 
 
 def save_subset(
@@ -103,7 +119,7 @@ def save_subset(
             shards[path.name] = describe_shard(path)
         save_manifest(aside / "data" / MANIFEST, {}, shards)
         save_parts(aside, law, landscape, selection)
-        write_atomically(aside / "README.md", join_cards(read_card(folder / "README.md"), card))
+        write_atomically(aside / "README.md", join_cards(read_card(folder / "README.md"), card, new_rows=True))
         _sync(aside)
         _replace_folder(aside, folder)
     except BaseException:
@@ -140,6 +156,18 @@ def save_parts(folder: Path, law: Any, landscape: Any, selection: Any) -> None:
             part.save(folder / f"{name}.json")
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what [`save_parts`] and a card say, since rows are to come; of a card what others wrote stays."""
+    for name in reversed(LAYOUT[2:]):
+        (folder / name).unlink(missing_ok=True)
+    card = read_card(folder / "README.md")
+    if is_only_ours(card):
+        (folder / "README.md").unlink()
+    elif has_our_section(card):
+        unfinished = "This subset is not finished: run the command that writes it again.\n"
+        write_atomically(folder / "README.md", join_cards(card, unfinished, new_rows=True))
+
+
 def _sync(folder: Path) -> None:
     """Flush every file and folder to the disk."""
     for path in (folder, *folder.rglob("*")):
@@ -155,11 +183,13 @@ def _replace_folder(new: Path, folder: Path) -> None:
     if not folder.exists():
         return new.rename(folder)
     if os.path.ismount(folder):  # as in containers: its entries are replaced, the report first and last
-        (folder / "selection.json").unlink(missing_ok=True)
+        for name in reversed(LAYOUT[1:]):  # the card stays, which says that it is a subset
+            if (folder / name).exists():
+                aside = (folder / name).rename(path_aside(folder / name))
+                shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
         for name in LAYOUT:
-            shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
-        for path in sorted(new.iterdir(), key=lambda path: path.name == "selection.json"):
-            path.rename(folder / path.name)
+            if (new / name).exists():
+                (new / name).replace(folder / name)
         return new.rmdir()
     old = new.with_suffix(".replaced")
     folder.rename(old)

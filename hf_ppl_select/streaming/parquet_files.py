@@ -37,7 +37,9 @@ _SPLITS = {  # as `datasets` names them
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-SCORE_FIRST = "score it with recipes/score.py first"
+_MAKING = dict.fromkeys(("perplexity", "perplexity_ratio", "ifd", "num_tokens"), "score.py")  # recipes, by column
+_MAKING |= dict.fromkeys(("ngram_ratio", "num_words"), "score_ngrams.py")
+KEY_COLUMN = "the selector draws by it; make one with a key_column (of a recipe: --text_column) that is there"
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class ParquetFiles:
         with self.open(self.paths.index(path)) as file:
             return file.metadata.num_rows
 
-    def check_columns(self, *names: str, advice: str = SCORE_FIRST) -> None:
+    def check_columns(self, *names: str, advice: str | None = None) -> None:
         """KeyError if the first file lacks a column; it ends with `advice`."""
         with self.open(0) as file:
             check_columns(self.paths[0], file.schema_arrow.names, names, advice)
@@ -256,9 +258,11 @@ def is_local(filesystem: Any) -> bool:
     return "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
 
 
-def check_columns(path: str, present: list[str], needed: tuple[str, ...], advice: str = SCORE_FIRST) -> None:
-    """KeyError if a file lacks a column."""
+def check_columns(path: str, present: list[str], needed: tuple[str, ...], advice: str | None = None) -> None:
+    """KeyError if a file lacks a column; it ends with `advice`, or the recipe that makes the column."""
     if missing := [name for name in needed if name not in present]:
+        recipe = _MAKING.get(missing[0])
+        advice = advice or (f"score it with recipes/{recipe} first" if recipe else "name one of these")
         raise KeyError(f"{path} has no column {missing[0]!r}, it has {', '.join(present)}; {advice}.")
 
 
@@ -280,8 +284,8 @@ def selector_mask(
     import pyarrow as pa
 
     check_one_column(selector.column, "selector_mask")
-
-    check_columns("the batch", batch.schema.names, (selector.column, selector.key_column))
+    check_columns("the batch", batch.schema.names, (selector.column,))
+    check_columns("the batch", batch.schema.names, (selector.key_column,), KEY_COLUMN)
     scores = _numbers(batch, selector.column)
     mask = selector.inclusion_probability(scores) > 0  # of the others no key is read
     if num_tokens_column is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.saving import save_json, write_atomically
 from ..hub.existing import join_cards, read_card
 from ..hub.subset_card import subset_card
-from ..hub.subset_folder import check_layout
+from ..hub.subset_folder import check_layout, remove_parts
 from ..landscape.landscape import PerplexityLandscape
 from ..landscape.reach import check_budget
 from ..landscape.scores import check_counts_tokens, check_one_column, counted_in
@@ -162,7 +162,7 @@ def select_stream(
         seed: of the draw.
         key_column: what the draw hashes; rows equal in it share one fate.
         model: that scored the files.
-        overwrite: replace another selection that is there.
+        overwrite: replace another selection that is there; of other data nothing is.
         license, source: for the card.
 
     Raises:
@@ -200,13 +200,14 @@ def select_stream(
         "files": [list(entry) for entry in files.describe()],
     }
     output = ShardedOutput.open(folder, len(files.paths), settings, overwrite=overwrite)
+    if not output.published:
+        remove_parts(folder)  # of an earlier selection
     try:
         files.write_selected(selector, output)
-        if not output.published:
-            output.publish()
     except OSError:
         if not output.published:  # another process with the same settings was quicker
             raise
+    output.publish()
 
     from fsspec.implementations.local import LocalFileSystem
 
@@ -214,11 +215,11 @@ def select_stream(
     kept, _ = written.landscape(model)
     selection = StreamedSelection(selector, corpus, kept, num_tokens, dropped, law, optimum, files.num_tokens_column)
     for name, part in (("selector", selector), ("selection", selection), ("landscape", corpus), ("law", law)):
-        if part is not None:
-            part.save(folder / f"{name}.json")
+        path = folder / f"{name}.json"
+        path.unlink(missing_ok=True) if part is None else part.save(path)
     about = {"law": law, "landscape": corpus, "license": license, "source": source, "name": folder.name}
     readme = folder / "README.md"
-    write_atomically(readme, join_cards(read_card(readme), subset_card(selection.report(), **about)))
+    write_atomically(readme, join_cards(read_card(readme), subset_card(selection.report(), **about), new_rows=True))
     off = selection.deviations["num_tokens"]
     if abs(off) > 6:
         warnings.warn(

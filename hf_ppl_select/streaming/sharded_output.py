@@ -10,13 +10,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..data.credentials import without_credentials
-from ..data.saving import one_at_a_time, written_aside
+from ..data.saving import one_at_a_time, path_aside, written_aside
 from ..data.shards import (
     check_folder_of_shards,
     describe_shard,
@@ -49,6 +49,7 @@ class ShardedOutput:
 
     folder: Path
     num_shards: int
+    settings: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def open(
@@ -73,36 +74,56 @@ class ShardedOutput:
             ValueError: it was written with other settings; the message names them.
             FileExistsError: it has data that was not written here.
         """
-        output = cls(Path(folder), num_shards)
         settings = without_credentials(json.loads(json.dumps(settings)))  # as they are saved
+        output = cls(Path(folder), num_shards, settings)
         if output.folder.exists() and not output.folder.is_dir():
             raise FileExistsError(f"{folder} has data that was not written here; use another folder.")
         with nullcontext() if rank else one_at_a_time(folder):
-            if output._start(settings, overwrite, rank):
+            if output._start(overwrite, rank):
                 return output
-        return output._wait(settings)
+        while not output._is_ours():  # until the first process has started it
+            time.sleep(0.1)
+        return output
 
-    def _start(self, settings: Mapping[str, Any], overwrite: bool, rank: int) -> bool:
+    def _start(self, overwrite: bool, rank: int) -> bool:
         """Start the folder, or see that it is started; False where the first process is still to do that."""
         manifest = self._current / "manifest.json"
         if manifest.exists():
-            earlier, _ = load_manifest(manifest)
-            names = sorted(name for name in settings | earlier if settings.get(name) != earlier.get(name))
-            if not names:
+            changed = self._changed(manifest)
+            if not changed:
                 self._check_what_is_there()
                 return True
             if not overwrite and any(self._current.glob("*.parquet")):
-                changed = "; ".join(f"{name} was {earlier.get(name)!r}, is {settings.get(name)!r}" for name in names)
                 raise ValueError(f"{self.folder} has other settings: {changed}. Use another folder, or overwrite it.")
             if rank:
                 return False
-            shutil.rmtree(self._current)
+            shutil.rmtree(self._current.rename(path_aside(self._current)))  # half of it would be nobody's
         elif rank and not self.published:
             return False
         elif self.published:
             raise FileExistsError(f"{self.folder} has data that was not written here; use another folder.")
-        save_manifest(self._current / "manifest.json", settings, None)
+        save_manifest(self._current / "manifest.json", self.settings, None)
         return True
+
+    def _changed(self, manifest: Path) -> str:
+        """In which settings a manifest differs, in words."""
+        earlier, ours = load_manifest(manifest)[0], self.settings
+        names = sorted(name for name in ours | earlier if ours.get(name) != earlier.get(name))
+        return "; ".join(f"{name} was {earlier.get(name)!r}, is {ours.get(name)!r}" for name in names)
+
+    def _is_ours(self) -> bool:
+        """Whether the folder is started, with these settings."""
+        manifest = self._current / "manifest.json"
+        return manifest.exists() and not self._changed(manifest)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Lock the folder for a step; ValueError where it is another command's by now."""
+        with one_at_a_time(self.folder):
+            if not self._is_ours():
+                taken = f"another command with other settings took {self.folder} meanwhile"
+                raise ValueError(f"{taken}; name another folder.")
+            yield
 
     def _check_what_is_there(self) -> None:
         """Remove shards of an earlier run that are not as they were written, so that they are written again.
@@ -131,30 +152,31 @@ class ShardedOutput:
         """A path to write a shard to; once the block is through, it is noted and takes its place.
 
         Where another process with the same settings has written it meanwhile, or published all, its one stays.
+
+        Raises:
+            ValueError: a command with other settings took the folder meanwhile.
         """
-        path = self.folder / _UNFINISHED / self._name(index)
+        with self._alone():  # before work is done for nothing
+            path = self.folder / _UNFINISHED / self._name(index)
         half_written = [_note(path).name]
         try:
-            with written_aside(path) as aside:
+            with ExitStack() as step, written_aside(path) as aside:
                 half_written.append(aside.name)
                 yield aside
-                save_note(_note(path), describe_shard(aside))
+                shard = describe_shard(aside)
+                step.enter_context(self._alone())  # until note and shard are both in place
+                if self.published or (path.exists() and is_as_described(path, self._described()[index])):
+                    raise FileExistsError(path)  # which stays
+                save_note(_note(path), shard)
         except OSError:
-            if not (path.exists() or self.published):
-                raise
-        if self.published:  # and took along what was half written here
-            for name in half_written:
-                (self.folder / "data" / name).unlink(missing_ok=True)
-            shutil.rmtree(self.folder / _UNFINISHED, ignore_errors=True)
-
-    def _wait(self, settings: Mapping[str, Any]) -> ShardedOutput:
-        """Until the first process has started the folder with these settings."""
-        while True:
-            for place in (_UNFINISHED, "data"):
-                manifest = self.folder / place / "manifest.json"
-                if manifest.exists() and load_manifest(manifest)[0] == settings:
-                    return self
-            time.sleep(0.1)
+            with self._alone():
+                if not (path.exists() or self.published):
+                    raise
+        with self._alone():
+            if self.published:  # and took along what was half written here
+                for name in half_written:
+                    (self.folder / "data" / name).unlink(missing_ok=True)
+                shutil.rmtree(self.folder / _UNFINISHED, ignore_errors=True)
 
     @property
     def published(self) -> bool:
@@ -188,11 +210,12 @@ class ShardedOutput:
             pq.write_table(rows, aside, write_page_checksum=True)
 
     def write_from(self, index: int, folder: str | os.PathLike) -> None:
-        """Write a shard of the parquet files of a folder, in the order of their names, a row group at a time."""
+        """Write a shard of a folder's parquet files, by name, a row group at a time; of none, one without columns."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         parts = sorted(Path(folder).rglob("*.parquet"))
-        schema = pq.read_schema(parts[0])
+        schema = pa.unify_schemas([*map(pq.read_schema, parts), pa.schema([])], promote_options="permissive")
         with self.writing(index) as aside, pq.ParquetWriter(aside, schema, write_page_checksum=True) as writer:
             for part in parts:
                 with pq.ParquetFile(part) as rows:
@@ -234,13 +257,14 @@ class ShardedOutput:
 
         Raises:
             FileNotFoundError: a shard is missing.
+            ValueError: a command with other settings took the folder meanwhile.
         """
-        with one_at_a_time(self.folder):
+        with self._alone():
             if not self.published:
                 if missing := self.missing:
                     raise FileNotFoundError(f"{self.folder} lacks {len(missing)} of {self.num_shards} shards.")
                 self._publish()
-        shutil.rmtree(self.folder / _UNFINISHED, ignore_errors=True)  # of processes that were slower
+            shutil.rmtree(self.folder / _UNFINISHED, ignore_errors=True)  # of processes that were slower
 
     def _publish(self) -> None:
         folder = self.folder / _UNFINISHED

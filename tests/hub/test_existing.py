@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, HfApi, ModelCard
 
 from hf_ppl_select import PerplexityLandscape, ScalingLaw
 from hf_ppl_select.hub.existing import existing_readme, join_cards
-from hf_ppl_select.hub.push_subset import push_subset_to_hub, save_subset
+from hf_ppl_select.hub.push_subset import push_subset_folder_to_hub, push_subset_to_hub, save_subset
 from hf_ppl_select.selection.select import plan_selection
 
 MINE = "---\nlanguage: de\ntags:\n- heart\nlicense: apache-2.0\n---\n# Hearts\n\nWritten by hand, ünïcode.\n"
@@ -85,6 +85,15 @@ def test_files_in_the_way_are_not_replaced_unless_told(hub, subset, law, theirs)
     assert json.loads(hub.file("me/sub", "law.json"))["kind"] == "hf_ppl_select/scaling_law"
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "A.TSV", "b/a.ndjson", "a.tar.gz", "a.zip"])
+def test_compressed_and_rarer_files_of_others_are_their_train_split_too(hub, subset, name):
+    HfApi().create_repo("me/sub", repo_type="dataset")
+    HfApi().upload_file(path_or_fileobj=b"x", path_in_repo=name, repo_id="me/sub", repo_type="dataset")
+    with pytest.raises(ValueError, match=f"me/sub holds {name}, which hf_ppl_select did not write"):
+        push_subset_to_hub(subset, "me/sub", license="mit")
+    assert set(hub.repos["me/sub"].files()) == {name}
+
+
 def test_a_foreign_law_json_that_is_not_in_the_way_stays(hub, subset):
     upload("me/sub", law='{"title": "of the land"}')
     push_subset_to_hub(subset, "me/sub", license="mit")
@@ -120,6 +129,25 @@ def test_a_folder_keeps_notes_in_its_readme_and_foreign_files(subset, tmp_path):
     (folder / "law.json").write_text("{}")
     with pytest.raises(ValueError, match="'law.json', which is no part of a subset"):
         save_subset(subset, folder, overwrite=True)
+
+
+@pytest.mark.parametrize("notes", ["", "My notes below.\n"])
+def test_a_folder_never_inherits_licence_and_source(hub, subset, tmp_path, notes):
+    folder = save_subset(subset, tmp_path / "sub", license="mit", source="me/corpus")
+    readme, added = folder / "README.md", "license_name: Mine\nlanguage: de\nconfigs:\n- config_name: default\n---\n"
+    readme.write_text(readme.read_text().replace("\n---\n", f"\n{added}", 1) + notes)
+    before = DatasetCard.load(readme).data.to_dict()
+    assert {"license", "license_name", "source_datasets", "language", "configs"} <= before.keys()
+    save_subset(subset.select(range(3)), folder, overwrite=True)
+    data = DatasetCard.load(readme).data.to_dict()
+    assert not {"license", "license_name", "source_datasets"} & data.keys()
+    assert data["configs"] == before["configs"] and ("language" in data) == bool(notes)
+    assert notes in readme.read_text() and "me/corpus" not in readme.read_text()
+    with pytest.raises(ValueError, match="license is missing"):
+        push_subset_folder_to_hub(folder, "me/sub")
+    assert not hub.repos
+    save_subset(subset, folder, license="cc-by-4.0", overwrite=True)
+    assert DatasetCard.load(readme).data.license == "cc-by-4.0"
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import re
 
 import pytest
 from datasets import Dataset
+from hub.subset_cards import section
 from huggingface_hub import ModelCard, constants
-from subset_cards import section
 
 from hf_ppl_select.hub.law_card import law_card
 from hf_ppl_select.hub.push_subset import push_subset_to_hub

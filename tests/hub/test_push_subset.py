@@ -2,18 +2,29 @@
 
 import io
 import json
+import os
 import traceback
+from contextlib import suppress
 from inspect import signature
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
+from hub.subset_cards import assert_card_is_clean
 from huggingface_hub import DatasetCard, HfApi, constants
 from loopback_hub import Repo
-from subset_cards import assert_card_is_clean
 
-from hf_ppl_select.hub.push_subset import check_hub_access, push_subset_to_hub, save_subset
+from hf_ppl_select.data.load import load_rows
+from hf_ppl_select.hub.push_subset import (
+    check_folder,
+    check_hub_access,
+    push_subset_folder_to_hub,
+    push_subset_to_hub,
+    save_subset,
+)
 from hf_ppl_select.landscape.landscape import PerplexityLandscape
+from hf_ppl_select.streaming.sharded_output import ShardedOutput
 
 TOKEN = "hf_ThisIsTheRightOne"
 MODEL = "HuggingFaceTB/SmolLM2-135M"
@@ -65,6 +76,81 @@ def test_only_a_subset_is_ever_overwritten(subset, tmp_path):
         save_subset(subset, tmp_path / "file", overwrite=True)
     (tmp_path / "empty").mkdir()
     save_subset(subset, tmp_path / "empty")
+
+
+def test_a_scored_corpus_is_no_subset(subset, landscape, tmp_path):
+    """Its folder has only names that a subset has, too."""
+    output = ShardedOutput.open(tmp_path / "scored", 1, {"model": MODEL})
+    output.write(0, subset)
+    output.publish()
+    landscape.save(tmp_path / "scored" / "landscape.json")
+    before = {path: path.stat().st_ino for path in (tmp_path / "scored").rglob("*")}
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="scored holds data that is no subset; name another folder"):
+            save_subset(subset, tmp_path / "scored", overwrite=overwrite)
+        with pytest.raises(ValueError, match="no subset"):
+            check_folder(tmp_path / "scored", overwrite)
+    assert {path: path.stat().st_ino for path in (tmp_path / "scored").rglob("*")} == before
+
+
+def test_a_law_beside_no_data_is_no_subset(subset, law, tmp_path):
+    law.save_pretrained(tmp_path / "law")
+    with pytest.raises(ValueError, match="no subset"):
+        save_subset(subset, tmp_path / "law", overwrite=True)
+    assert type(law).load(tmp_path / "law" / "law.json").params == law.params
+
+
+@pytest.mark.parametrize("lost", ["README.md", "selection.json"])
+def test_card_or_report_is_enough_to_know_a_subset(subset, selection, tmp_path, lost):
+    folder = save_subset(subset, tmp_path / "sub", selection=selection)
+    (folder / lost).unlink()
+    with pytest.raises(FileExistsError, match="already holds a subset"):
+        save_subset(subset, folder)
+    save_subset(subset, folder, overwrite=True)
+
+
+@pytest.mark.parametrize("last", range(12))
+def test_a_kill_while_a_mount_point_is_overwritten_leaves_a_subset(
+    subset, selection, law, landscape, tmp_path, monkeypatch, last
+):
+    """Whose entries are replaced one by one; at each step the same command can go on."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(tmp_path / "sub"))
+    parts = {"law": law, "landscape": landscape, "license": "mit"}
+    (tmp_path / "sub").mkdir()
+    save_subset(subset, tmp_path / "sub", selection=selection, **parts)
+    calls = []
+
+    def killing(real):
+        def called(path, *args):
+            if path.parent == tmp_path / "sub" or path.parent.parent == tmp_path / "sub":
+                calls.append(path.name)
+                if len(calls) == last + 1:
+                    raise KeyboardInterrupt
+            return real(path, *args)
+
+        return called
+
+    few = subset.select(range(5))
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "rename", "replace"):
+            patch.setattr(Path, name, killing(getattr(Path, name)))
+        with suppress(KeyboardInterrupt):
+            save_subset(few, tmp_path / "sub", overwrite=True, **parts)
+    save_subset(few, tmp_path / "sub", overwrite=True, **parts)
+    found = sorted(name for name in os.listdir(tmp_path / "sub") if not name.endswith(".partial"))
+    assert found == ["README.md", "data", "landscape.json", "law.json"]
+    assert len(load_rows(str(tmp_path / "sub"))) == 5
+
+
+def test_other_parquet_files_are_no_rows_of_the_subset(hub, subset, tmp_path):
+    folder = save_subset(subset, tmp_path / "sub", license="mit")
+    subset.select(range(3)).to_parquet(folder / "data" / "dropped-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="dropped-00000-of-00001.parquet"):
+        push_subset_folder_to_hub(folder, "me/sub")
+    assert not hub.repos
+    (folder / "data" / "dropped-00000-of-00001.parquet").unlink()
+    push_subset_folder_to_hub(folder, "me/sub")
+    assert sorted(hub.repos["me/sub"].files()) == ["README.md", "data/train-00000-of-00001.parquet"]
 
 
 def test_a_failed_save_leaves_what_was_there(subset, law, tmp_path, monkeypatch):

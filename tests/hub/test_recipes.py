@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 
+import huggingface_hub
 import pytest
 from datasets import Dataset, load_dataset
 from faults.kinds import law_points, scored
@@ -124,6 +126,10 @@ def test_a_push_that_fails_after_training_loses_nothing(faulty_hub, training, tm
         "The push to me/run stopped" in said and f"The model is whole in {tmp_path / 'run'}; `hf upload me/run" in said
     )
     assert "Traceback" not in said and TOKEN not in stderr and faulty_hub.repos["me/run"].files() == {}
+    left_out = "--exclude '_*' --exclude '.*' --exclude 'checkpoint-*' --exclude 'merged*'"
+    if huggingface_hub.__version__.startswith("0."):
+        left_out = "--exclude '_*' '.*' 'checkpoint-*' 'merged*'"
+    assert f"`hf upload me/run {tmp_path / 'run'} . {left_out}` pushes it without training" in said
     faulty_hub.fail = {}
     faulty_hub.requests.clear()
     faulty_hub.meanwhile = write_readme
@@ -133,6 +139,37 @@ def test_a_push_that_fails_after_training_loses_nothing(faulty_hub, training, tm
     card = faulty_hub.file("me/run", "README.md").decode()
     assert "Written while it trained." in card and "hf_ppl_select writes from here" in card
     assert len(faulty_hub.repos["me/run"].commits) == 3  # the first, theirs, ours
+
+
+def test_what_pushes_a_trained_model_again_pushes_it_to_the_same_place(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from training import publishing
+
+    def fails(error):
+        def push(*args, **options):
+            raise error
+
+        monkeypatch.setattr(publishing, "push_in_one_commit", push)
+        with pytest.raises(type(error)) as found:
+            publishing.push_model(args)
+        return str(found.value)
+
+    folder = tmp_path / "my run"
+    for name in ("model.safetensors", "README.md", "checkpoint-2/model.safetensors", "merged/a", "_old", ".x/a"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("-")
+    args = SimpleNamespace(output_dir=str(folder), hub_model_id="me/run", hub_token=None)
+    args.hub_private_repo, args.hub_revision = True, "v2"
+    command = fails(ConnectionError("The push stopped.")).split("`")[1]
+    words = shlex.split(command)
+    assert words[:8] == ["hf", "upload", "me/run", str(folder), ".", "--private", "--revision", "v2"]
+    paths = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    patterns = [word for word in words[8:] if word != "--exclude"]
+    pushed = huggingface_hub.utils.filter_repo_objects(paths, ignore_patterns=patterns)
+    assert sorted(pushed) == ["README.md", *publishing.files_to_push(folder)] == ["README.md", "model.safetensors"]
+    said = fails(ValueError("Somebody pushed config.json to me/run meanwhile."))
+    assert said == f"Somebody pushed config.json to me/run meanwhile. The model is whole in {folder}."
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import re
 
 import pytest
 from datasets import Dataset
+from hub.subset_cards import assert_card_is_clean, section
 from huggingface_hub import DatasetCard
-from subset_cards import assert_card_is_clean, section
 
 from hf_ppl_select.hub.push_subset import save_subset
 from hf_ppl_select.hub.subset_card import subset_card

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_dataset
 
+from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import load_json
 from hf_ppl_select.landscape.landscape import PerplexityLandscape
 from hf_ppl_select.selection.report import load_report
@@ -165,6 +166,22 @@ def test_a_selector_decides_about_arrow_as_about_rows(scored):
         )
     with pytest.raises(KeyError, match="no column 'text'"):
         selector_mask(selector, table.drop_columns("text"))
+
+
+@pytest.mark.parametrize(
+    ("column", "key", "missing", "advice"),
+    [
+        ("perplexity", "text", "perplexity", "score it with recipes/score.py first"),
+        ("ngram_ratio", "text", "ngram_ratio", "score it with recipes/score_ngrams.py first"),
+        ("quality", "text", "quality", "name one of these"),
+        ("quality", "id", "id", "the selector draws by it; make one with a key_column .* that is there"),
+    ],
+)
+def test_a_missing_column_is_told_by_what_makes_it(column, key, missing, advice):
+    selector = PerplexitySelector((0.0, 0.0, -0.3), 20.0, 6.0, column=column, key_column=key)
+    batch = pa.table({name: [1.0] for name in ("quality", "text") if name != missing})
+    with pytest.raises(KeyError, match=f"no column '{missing}', it has .*; {advice}"):
+        selector_mask(selector, batch)
 
 
 def test_output_tables_are_gathered(scored, tmp_path, monkeypatch):
@@ -376,7 +393,9 @@ def test_rays_workers_processes_batches_and_orders_keep_the_same_rows(scored, tm
             arguments = ["--dataset_name", folder, "--selector", tmp_path / "selector.json", "--output_dir", out]
             monkeypatch.setattr(sys, "argv", ["select_ray.py", *map(str, arguments), "--batch_size", str(batch_size)])
             runpy.run_path(str(ROOT / "recipes" / "select_ray.py"), run_name="__main__")
-            found = [t for path in out.glob("*.parquet") for t in pq.read_table(path)["text"].to_pylist()]
-            assert sorted(found) == sorted(wanted)
+            found = [t for path in out.glob("data/*.parquet") for t in pq.read_table(path)["text"].to_pylist()]
+            assert sorted(found) == sorted(load_rows(str(out))["text"][:]) == sorted(wanted)
+            assert sorted(load_dataset(str(out), split="train")["text"][:]) == sorted(wanted)
+            assert [path.name for path in out.iterdir()] == ["data"]
     finally:
         ray.shutdown()
