@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,9 +68,11 @@ def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
 
     Raises:
         ValueError: there is none. One that a kill left unfinished, or that was damaged, is passed over with a warning.
+            Or a new run is meant where there are those of another: see [`check_no_other_run`].
     """
     wanted = training_args.resume_from_checkpoint
     if wanted in (None, False, "false", "False"):
+        check_no_other_run(Path(training_args.output_dir))
         return None
     if wanted not in (True, "true", "True"):
         if problem := problem_of(Path(wanted)):
@@ -77,8 +80,7 @@ def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
                 f"{wanted} is no complete checkpoint; --resume_from_checkpoint true finds the latest one ({problem})."
             )
         return str(wanted)
-    folders = [path for path in Path(training_args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
-    for folder in sorted(folders, key=lambda folder: -int(folder.name[11:])):
+    for folder in _checkpoints(Path(training_args.output_dir)):
         if problem := problem_of(folder):
             warnings.warn(f"{folder} is passed over: {problem}.", stacklevel=2)
         else:
@@ -86,6 +88,49 @@ def checkpoint_to_resume(training_args: SFTConfig) -> str | None:
     raise ValueError(
         f"{training_args.output_dir} has no complete checkpoint; leave --resume_from_checkpoint out to start anew."
     )
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoint folders of a run, whole or not, the latest first."""
+    folders = [path for path in output_dir.glob("checkpoint-*") if path.name[11:].isdigit()]
+    return sorted(folders, key=lambda folder: -int(folder.name[11:]))
+
+
+def _checkpoints_of_finished(output_dir: Path) -> list[Path]:
+    """Those with our list that are no newer than the metrics.json of a run that came to its end."""
+    try:
+        if not is_finished_run(output_dir):
+            return []
+    except ValueError:  # damaged
+        return []
+    finished = (output_dir / "metrics.json").stat().st_mtime_ns
+    lists = {folder: folder / LIST for folder in _checkpoints(output_dir)}
+    return [folder for folder, path in lists.items() if path.is_file() and path.stat().st_mtime_ns <= finished]
+
+
+def check_no_other_run(output_dir: Path) -> None:
+    """Before a new run, which removes the checkpoints of a finished one ([`remove_checkpoints`]), but no others.
+
+    Raises:
+        ValueError: a whole checkpoint is of a run that did not finish, or of an earlier version. It cannot stay:
+            `--resume_from_checkpoint true` would take it for one of the new run.
+    """
+    done = _checkpoints_of_finished(output_dir)
+    for folder in _checkpoints(output_dir):
+        if folder not in done and problem_of(folder) is None:
+            raise ValueError(
+                f"{folder} would be taken for one of the new run: go on from it with --resume_from_checkpoint true; "
+                "or move it elsewhere, or name another --output_dir."
+            )
+
+
+def remove_checkpoints(output_dir: Path) -> list[str]:
+    """Remove the checkpoints of a finished run, whose model is there; returns their names."""
+    done = _checkpoints_of_finished(output_dir)
+    for folder in done:
+        (folder / "trainer_state.json").unlink(missing_ok=True)  # first: what a kill leaves must not look whole
+        shutil.rmtree(folder)
+    return [folder.name for folder in done]
 
 
 def problem_of(folder: Path) -> str | None:

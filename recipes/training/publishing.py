@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import huggingface_hub
 
 from hf_ppl_select.hub.existing import card_to_push
 from hf_ppl_select.hub.one_commit import README, push_in_one_commit
@@ -25,7 +28,7 @@ def push_model(args: SFTConfig) -> str:
     Raises:
         ConnectionError, PermissionError: the Hub fails on the way; the folder is whole, and the message says how to
             push it.
-        ValueError: somebody pushed other weights meanwhile, say.
+        ValueError: somebody pushed other weights meanwhile, say; the folder is whole.
     """
     folder, repo_id = Path(args.output_dir), args.hub_model_id
     local = (folder / README).read_text(encoding="utf-8")
@@ -40,9 +43,22 @@ def push_model(args: SFTConfig) -> str:
             revision=args.hub_revision,
             token=args.hub_token,
         )
-    except (ConnectionError, PermissionError, ValueError) as error:
-        again = f"hf upload {repo_id} {folder} . --exclude 'checkpoint-*'"
+    except ValueError as error:  # another push would meet the same, or replace what others pushed
+        raise ValueError(f"{error} The model is whole in {folder}.") from None
+    except (ConnectionError, PermissionError) as error:
+        again = push_command(args)
         raise type(error)(f"{error} The model is whole in {folder}; `{again}` pushes it without training.") from None
+
+
+def push_command(args: SFTConfig) -> str:
+    """The command that pushes what [`push_model`] does."""
+    words = ["hf", "upload", args.hub_model_id, str(args.output_dir), "."]
+    words += ["--private"] if args.hub_private_repo else []
+    words += ["--revision", args.hub_revision] if args.hub_revision else []
+    one_flag = huggingface_hub.__version__.startswith("0.")  # there the last of several would count alone
+    for number, name in enumerate(_LEFT_OUT):
+        words += [f"{name}*"] if one_flag and number else ["--exclude", f"{name}*"]
+    return shlex.join(words)
 
 
 def files_to_push(folder: Path) -> dict[str, Path]:

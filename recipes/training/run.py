@@ -13,6 +13,7 @@ from hf_ppl_select.selection.report import load_report
 from trainer_callbacks import TokensPerSecondCallback
 from trainer_callbacks.measuring import DivergedError, measure_and_log
 from trainer_callbacks.processes import shards_weights
+from training.checkpoints import remove_checkpoints
 from training.held_out_records import BASE, LATEST, RecordingCallback
 from training.options import REPLAY, TrainingRunArguments
 from training.publishing import push_model
@@ -63,8 +64,10 @@ def train_and_finish(
         DivergedError: training diverged. metrics.json has what was logged until then; there is no model.
     """
     args = trainer.args
-    if args.resume_from_checkpoint is None and trainer.is_world_process_zero():
-        forget_earlier_model(Path(args.output_dir))
+    if args.resume_from_checkpoint is None:
+        if trainer.is_world_process_zero():
+            forget_earlier_model(Path(args.output_dir))
+        trainer.accelerator.wait_for_everyone()  # before any writes a checkpoint
     try:
         result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except DivergedError:
@@ -92,11 +95,14 @@ def train_and_finish(
 
 
 def forget_earlier_model(folder: Path) -> None:
-    """Remove what was measured of the model that a new one replaces: it would be taken for the new one's."""
-    if stale := [name for name in _MEASURED if (folder / name).exists()]:
+    """Remove what was measured of the model that a new one replaces, and its checkpoints: they would be taken for the
+    new one's.
+    """
+    stale = [name for name in _MEASURED if (folder / name).exists()]
+    for name in stale:
+        (folder / name).unlink()
+    if stale := [*stale, *remove_checkpoints(folder)]:
         print(f"{folder} gets another model: {', '.join(stale)} of the earlier one removed.", flush=True)
-        for name in stale:
-            (folder / name).unlink()
 
 
 def save_metrics(

@@ -1,5 +1,6 @@
 """A run goes on from the newest checkpoint that is whole, and ends as if nothing had happened."""
 
+import os
 import shutil
 import warnings
 
@@ -100,3 +101,79 @@ def test_every_file_of_a_checkpoint_is_looked_at(name, how, tmp_path):
     args.resume_from_checkpoint = "true"
     with pytest.warns(UserWarning, match="checkpoint-20 is passed over: it was not finished"):
         assert checkpoint_to_resume(args).endswith("checkpoint-2")
+
+
+@pytest.mark.parametrize("recipe", ["cpt", "sft"])
+def test_a_new_run_is_not_gone_on_with_from_another_one_s_checkpoint(recipe, config, tmp_path, monkeypatch, capsys):
+    from training.trainer import RecipeTrainer
+
+    if recipe == "sft":
+        rows = [{"prompt": "What?", "completion": text} for text in TEXTS]
+        config |= {"dataset_name": write_jsonl(tmp_path / "answers.jsonl", rows)}
+        config |= {"eval_file": config["dataset_name"]}
+    folder, real = tmp_path / "run", RecipeTrainer.training_step
+    train_here(recipe, config | {"max_steps": 4})
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            raise KeyboardInterrupt
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(RecipeTrainer, "training_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_here(recipe, config | {"seed": 7})
+    assert "run gets another model: held_out.json, held_out_base.json, checkpoint-4, checkpoint-2 of" in (
+        capsys.readouterr().out
+    )
+    monkeypatch.setattr(RecipeTrainer, "training_step", real)
+    with pytest.raises(ValueError, match="run has no complete checkpoint; leave --resume_from_checkpoint out"):
+        train_here(recipe, config | {"seed": 7, "resume_from_checkpoint": "true"})
+
+
+def test_a_new_run_loses_no_checkpoint_of_one_that_did_not_finish(tmp_path):
+    from types import SimpleNamespace
+
+    from hf_ppl_select.data.saving import save_json
+    from training.checkpoints import checkpoint_to_resume, list_files, remove_checkpoints
+
+    def checkpoint(step, listed=True):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for file in FILES[:-1]:
+            (folder / file).write_text(f'{{"global_step": {step}}}')
+        if listed:
+            list_files(folder, 12.5)
+            os.utime(folder / "checkpoint.json", (step, step))
+        return folder
+
+    def finish(step, **train):
+        metrics = {"model": "m", "recipe": "cpt", "dataset": "d", "seed": 0, "num_tokens": 9, "train": train}
+        save_json(tmp_path / "metrics.json", metrics, kind="training_metrics", version=1)
+        os.utime(tmp_path / "metrics.json", (step, step))
+
+    args = SimpleNamespace(resume_from_checkpoint=None, output_dir=str(tmp_path))
+    assert checkpoint_to_resume(args) is None
+    checkpoint(2)
+    with pytest.raises(ValueError, match="checkpoint-2 would be .* --resume_from_checkpoint true; or move"):
+        checkpoint_to_resume(args)
+    finish(3, diverged_at_step=3)  # which leaves no model
+    with pytest.raises(ValueError, match="checkpoint-2 would be taken for one of the new run"):
+        checkpoint_to_resume(args)
+    finish(3)
+    assert checkpoint_to_resume(args) is None
+    unfinished = checkpoint(20)  # of a later run, killed
+    with pytest.raises(ValueError, match="checkpoint-20 would be taken for one of the new run"):
+        checkpoint_to_resume(args)
+    damage(unfinished / "optimizer.pt", "cut")  # nothing to go on from
+    assert checkpoint_to_resume(args) is None
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "checkpoint-best")  # a name of the user's
+    assert remove_checkpoints(tmp_path) == ["checkpoint-2"]  # the other may be one that a run is writing just now
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-best", "metrics.json"]
+    checkpoint(1, listed=False)  # of an earlier version: not ours to remove, and one to go on from
+    with pytest.raises(ValueError, match="checkpoint-1 would be taken for one of the new run"):
+        checkpoint_to_resume(args)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match="checkpoint-1 would be taken for one of the new run"):
+        checkpoint_to_resume(args)
+    assert remove_checkpoints(tmp_path) == []

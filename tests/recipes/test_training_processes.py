@@ -8,7 +8,8 @@ import pytest
 from recipe_runs import LORA, held_out_losses, losses_of, start_recipe, train_here
 from warm_processes import ROOT, finish
 
-from hf_ppl_select.data.saving import load_json
+from hf_ppl_select.data.saving import load_json, save_json
+from training.checkpoints import list_files
 
 pytest_plugins = ["recipe_fixtures"]
 pytestmark = pytest.mark.slow
@@ -28,6 +29,11 @@ TrainerState.save_to_json = save_or_die
 def test_two_processes_train_as_one_with_double_the_batch(corpus, common, tmp_path):
     common |= {"dataset_name": corpus}
     two = common | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 2}
+    earlier = {"model": "m", "seed": 0, "num_tokens": 9, "train": {}}  # a finished run, and its checkpoint
+    (tmp_path / "two" / "checkpoint-99").mkdir(parents=True)
+    (tmp_path / "two" / "checkpoint-99" / "trainer_state.json").write_text('{"global_step": 99}')
+    list_files(tmp_path / "two" / "checkpoint-99")
+    save_json(tmp_path / "two" / "metrics.json", earlier, kind="training_metrics", version=1)
     (tmp_path / "two.yaml").write_text(str(two).replace("True", "true").replace("False", "false"))
     launcher = "from accelerate.commands.accelerate_cli import main; main()"
     config = ROOT / "recipes" / "configs" / "accelerate" / "cpu_2.yaml"
@@ -41,6 +47,8 @@ def test_two_processes_train_as_one_with_double_the_batch(corpus, common, tmp_pa
     )
     assert launched.returncode == 0, launched.stderr[-3000:]
     assert launched.stdout.count("Saved the model and metrics.json") == 1
+    assert launched.stdout.count("two gets another model: checkpoint-99 of the earlier one removed") == 1
+    assert not (tmp_path / "two" / "checkpoint-99").exists()
     one = train_here("cpt", common | {"per_device_train_batch_size": 4})
     two = load_json(tmp_path / "two" / "metrics.json", kind="training_metrics", version=1)
     assert (one["num_processes"], two["num_processes"]) == (1, 2)
