@@ -64,6 +64,7 @@ class CpuSFTTrainer(StoppingSFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if torch.device(self.args.device).type == "cpu" and self.args.loss_type == "nll":
+            inputs = {**inputs, "use_cache": False}  # with a cache, packed texts would attend to those before them
             return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 

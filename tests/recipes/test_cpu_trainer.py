@@ -46,6 +46,24 @@ def test_short_rows_attend_in_matrix_products_to_the_same_loss(tiny_model, tiny_
         torch.testing.assert_close(weights, same_model.get_parameter(name), rtol=0, atol=2e-5)
 
 
+def test_packed_texts_do_not_attend_to_each_other(tiny_model, tiny_tokenizer, tmp_path):
+    """Nor where the model would keep a cache, which hides from transformers where one text of a row ends."""
+    texts = [[7 + (i * j) % 50 for j in range(5 + 3 * i)] for i in range(1, 5)]
+    options = {"packing": True, "max_length": 64, "per_device_train_batch_size": 1, "gradient_checkpointing": False}
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", **options)
+    rows = Dataset.from_list([{"input_ids": ids} for ids in texts])
+    trainer = CpuSFTTrainer(tiny_model, args=args, train_dataset=rows, processing_class=tiny_tokenizer)
+    tiny_model.config.use_cache = True
+    (batch,) = list(trainer.get_train_dataloader())
+    assert batch["input_ids"].shape == (1, sum(map(len, texts)))
+    with torch.no_grad():
+        packed = trainer.compute_loss(tiny_model.eval(), batch)
+        alone = [tiny_model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss for ids in texts]
+    counts = [len(ids) - 1 for ids in texts]
+    expected = sum(loss.item() * n for loss, n in zip(alone, counts, strict=True)) / sum(counts)
+    assert packed.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_long_rows_and_other_attention_stay_as_they_are(tiny_model, tiny_tokenizer, tmp_path):
     _, long = train(CpuSFTTrainer, tiny_model, tiny_tokenizer, tmp_path, LONGEST_EAGER + 9, max_steps=1)
     assert long.forward == {"sdpa"}
