@@ -138,13 +138,21 @@ def main(args):
                 found.cut_passages().to_parquet(aside)
 
     # What was dropped, and why
-    counts = {"all": found.counts()} | (found.counts_by(args.count_by) if args.count_by else {})
+    counts = with_totals(found.counts(), found.counts_by(args.count_by) if args.count_by else {})
     repeated = {f"{kind}s": len(often) for kind, often in found.repeated.items()}
     payload = {"settings": settings, "count_by": args.count_by, "repeated": repeated, "counts": counts}
     save_json(report, payload, kind="deduplication", version=1)
     for kind, number in repeated.items():
         print(f"{number} different {kind} stand in more documents than allowed, and are cut out of all of them.")
     print(f"{table(counts)}\nSaved to {output.folder}.")
+
+
+def with_totals(totals, groups):
+    """The counts of all documents, as `all`, and of each group; a group of that name is called `(all)`."""
+    name = "all"
+    while name in groups:
+        name = f"({name})"
+    return {"all": totals} | {name if group == "all" else group: counts for group, counts in groups.items()}
 
 
 def table(counts):

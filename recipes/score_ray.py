@@ -58,6 +58,7 @@ def main(args):
 
     from hf_ppl_select import PerplexityScorer
     from hf_ppl_select.data.saving import check_not_input
+    from hf_ppl_select.streaming.documents import TEXT_COLUMN
     from hf_ppl_select.streaming.parquet_files import ParquetFiles
     from hf_ppl_select.streaming.sharded_output import ShardedOutput
 
@@ -80,7 +81,7 @@ def main(args):
     }
     scorer = PerplexityScorer(**options)
     files = ParquetFiles.find(args.dataset_name, args.dataset_split)
-    files.check_columns(args.text_column)
+    files.check_columns(args.text_column, advice=TEXT_COLUMN)
     settings = scorer.settings() | {"files": files.describe(), "files_per_shard": args.files_per_shard}
     starts = range(0, len(files.paths), args.files_per_shard)
     output = ShardedOutput.open(args.output_dir, len(starts), settings, overwrite=args.overwrite)
@@ -101,6 +102,7 @@ def main(args):
             rows = rows.map_batches(
                 PerplexityScorer,
                 fn_constructor_kwargs=options | {"keep_columns": True},
+                batch_format="pyarrow",  # with types as they are: NumPy has no whole number for what is missing
                 batch_size=args.batch_size,
                 compute=ray.data.ActorPoolStrategy(size=args.num_actors or num_gpus or 1),
                 num_gpus=1 if num_gpus else 0,

@@ -20,6 +20,7 @@ python recipes/select_ray.py --address auto \
     --dataset_name s3://bucket/scored --selector selector.json --output_dir s3://bucket/subset
 ```
 
+`load_dataset(output_dir)` finds nothing before all is written; a killed run starts over, in a new folder.
 `select_subset.py --streaming` writes a selector.json too. Needs `pip install "hf-ppl-select[ray]"`.
 """
 
@@ -49,7 +50,7 @@ def main(args):
     from fsspec.core import url_to_fs
 
     from hf_ppl_select import PerplexitySelector
-    from hf_ppl_select.streaming.parquet_files import ParquetFiles
+    from hf_ppl_select.streaming.parquet_files import KEY_COLUMN, ParquetFiles
 
     try:
         import ray
@@ -60,12 +61,13 @@ def main(args):
     selector = PerplexitySelector.load(args.selector)
     columns = {"column": selector.column, "num_tokens_column": args.num_tokens_column}
     files = ParquetFiles.find(args.dataset_name, args.dataset_split, **columns)
-    files.check_columns(selector.column, selector.key_column)
+    files.check_columns(selector.column)
+    files.check_columns(selector.key_column, advice=KEY_COLUMN)
     advice = "name the one that the selector's budget counts in: --num_tokens_column, of score_ngrams.py num_words"
     files.check_columns(files.num_tokens_column, advice=advice)
     filesystem, output = url_to_fs(str(args.output_dir))
     if filesystem.exists(output) and filesystem.ls(output):
-        raise FileExistsError(f"{args.output_dir} is not empty; name a new folder.")
+        raise FileExistsError(f"{args.output_dir} is not empty; name a new folder, or empty it.")
 
     # A batch is an Arrow table; the selector is pickled to the workers, settings only
     counts = args.num_tokens_column
@@ -84,10 +86,14 @@ def main(args):
     try:
         rows = ray.data.read_parquet(list(files.paths), filesystem=files.filesystem)
         rows = rows.map_batches(keep, batch_format="pyarrow", batch_size=args.batch_size)
-        rows.write_parquet(output, filesystem=filesystem)
+        unfinished = f"{output}/.unfinished"  # hidden from `load_dataset`
+        rows.write_parquet(unfinished, filesystem=filesystem)
     finally:
         if started:
             ray.shutdown()
+    if not filesystem.glob(f"{unfinished}/*.parquet"):
+        raise ValueError(f"the selector keeps no row of {args.dataset_name}; make one with a target that it reaches.")
+    filesystem.mv(unfinished, f"{output}/data", recursive=True)
 
     # What came out, read from what was written
     kept, _ = ParquetFiles.find(str(args.output_dir), **columns).landscape()

@@ -22,6 +22,7 @@ FILE_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": 
 _TEXT_TYPES = ("string", "large_string")
 _FOLDER_KINDS = {**FILE_KINDS, ".ndjson": "json", ".tsv": "csv", ".arrow": "arrow"}  # as `datasets` calls them
 _BESIDE_DATA = {"metadata", "readme", "license", "licence", "copying", "notice", "citation", "requirements"}
+_SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5,}-of-\d{5,}(?:-[0-9a-f]+)?\.parquet")  # its split comes first
 _OF_CARDS = {"sample_by", "na_values", "keep_default_na", "na_filter"}  # what a card may choose otherwise than we do
 _MISSING = ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A"]
 _MISSING += ["NA", "NULL", "NaN", "None", "n/a", "nan", "null"]  # with these, what pandas takes for a missing value
@@ -66,11 +67,11 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
         if split not in splits:
             raise ValueError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
         rows = splits[split].with_format(None)  # which it may have been saved with
-    elif shards := sorted(path.glob("data/*.parquet")):
+    elif config is None and (shards := sorted(path.glob("data/*.parquet"))) and all(map(_split_of_shard, shards)):
         # Named one by one: where a card lists them, datasets caches the rows under the last part of the path alone.
         files: dict[str, list[str]] = {}
         for shard in shards:
-            files.setdefault(shard.name.partition("-")[0], []).append(str(shard))
+            files.setdefault(_split_of_shard(shard), []).append(str(shard))
         with _named(name):
             rows = load_dataset("parquet", data_files=files, split=split)
     elif (path / ".unfinished").is_dir():
@@ -86,6 +87,12 @@ def load_rows(name: str, config: str | None = None, split: str = "train") -> Dat
     if not len(rows):
         raise ValueError(f"{name} has no rows in split {split!r}.")
     return rows
+
+
+def _split_of_shard(path: Path) -> str | None:
+    """`train` of train-00000-of-00002.parquet; None where a file is called otherwise."""
+    match = _SHARD.fullmatch(path.name)
+    return match[1] if match else None
 
 
 def _read(kind: str | None, load: Callable[..., Dataset], split: str) -> Dataset:

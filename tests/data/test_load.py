@@ -2,7 +2,7 @@ import gzip
 import json
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from hf_ppl_select.data.load import load_answers, load_rows, load_texts
 
@@ -240,3 +240,34 @@ def test_columns_of_csv_are_of_texts_or_of_numbers_as_a_whole(tmp_path):
     assert rows[12_000:]["whole"] == [None] * 4 + [7] and rows[12_000:]["part"] == rows[12_000:]["yes"] == [None] * 5
     assert [rows.features[column].dtype for column in ("whole", "part", "yes")] == ["int64", "float64", "bool"]
     assert rows[11_999:]["none"] == ["NA"] + ["None"] * 5 and rows[11_999:]["empty"] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.parquet",),
+        ("train.parquet", "test.parquet"),
+        ("part-0.parquet", "part-1.parquet"),
+        ("train-00000-of-00001.parquet", "more.parquet"),
+        ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "my.test-00000-of-00001-0a3f.parquet"),
+    ],
+)
+def test_parquet_files_in_data_have_the_splits_that_datasets_sees(names, tmp_path):
+    for number, name in enumerate(names):
+        (tmp_path / "folder" / "data").mkdir(parents=True, exist_ok=True)
+        Dataset.from_dict({"n": [number]}).to_parquet(tmp_path / "folder" / "data" / name)
+    expected = {split: rows["n"][:] for split, rows in load_dataset(str(tmp_path / "folder")).items()}
+    assert {split: load_rows(str(tmp_path / "folder"), split=split)["n"][:] for split in expected} == expected
+    with pytest.raises(ValueError, match="split"):
+        load_rows(str(tmp_path / "folder"), split="part")
+
+
+def test_a_configuration_of_a_local_folder_is_not_ignored(tmp_path):
+    card = "---\nconfigs:\n- config_name: a\n  data_files: data/train-*\n- config_name: b\n  data_files: b/*\n---\n"
+    folder = write(tmp_path / "folder", {"README.md": card, "b/.keep": "", "data/.keep": ""})
+    Dataset.from_dict({"n": [0]}).to_parquet(tmp_path / "folder" / "data" / "train-00000-of-00001.parquet")
+    Dataset.from_dict({"n": [1]}).to_parquet(tmp_path / "folder" / "b" / "rows.parquet")
+    for config in ("a", "b"):
+        assert load_rows(folder, config)["n"][:] == load_dataset(folder, config, split="train")["n"][:]
+    with pytest.raises(ValueError, match="BuilderConfig 'c' not found"):
+        load_rows(folder, "c")

@@ -92,6 +92,19 @@ def test_end_to_end(options, documents, tmp_path, capsys):
     assert files(folder) == before
 
 
+def test_a_group_that_is_called_all_does_not_replace_the_totals(documents, tmp_path, capsys):
+    kinds = {"definition": "all", "copy": "(all)"}
+    rows = [json.loads(line) for line in documents.read_text().splitlines()]
+    rows = [row | {"kind": kinds.get(row["kind"], row["kind"])} for row in rows]
+    documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(tmp_path / "kept", dataset_name=documents, text_column="content", count_by="kind")
+    counts = load_json(tmp_path / "kept" / "deduplication.json", kind="deduplication", version=1)["counts"]
+    inputs = {name: here["rows"]["input"] for name, here in counts.items()}
+    assert inputs == {"all": 61, "((all))": 40, "(all)": 10, "near_copy": 9, "footer": 1, "none": 1}
+    out = capsys.readouterr().out
+    assert "| all | 61 |" in out and "| ((all)) | 40 |" in out and "| (all) | 10 | 0 | 10 |" in out
+
+
 def test_columns_and_what_is_not_asked_for(options, tmp_path):
     run(tmp_path / "kept", **options | {"deduplicate": "exact", "keep_columns": ["n"]})
     kept = load_rows(str(tmp_path / "kept"))

@@ -11,7 +11,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
 import score_ray
 from hf_ppl_select import PerplexityLandscape, PerplexityScorer
@@ -130,3 +130,27 @@ def test_other_settings_are_refused_or_replace_what_is_there(cluster, arguments)
     rows = load_rows(arguments.output_dir).sort("id")
     expected = PerplexityScorer(arguments.model_name_or_path, max_length=8)({"text": TEXTS})
     assert rows["perplexity"][:239] == pytest.approx(expected["perplexity"][:239], rel=1e-4) != before[:239]
+
+
+def test_columns_keep_their_types_and_a_shard_may_have_no_rows(cluster, arguments, tmp_path):
+    kinds = Features({"id": Value("int64"), "text": Value("string"), "note": Value("string")})
+    ids = [2**60 + 1, None, 2**60 + 3, None, 2**60 + 5]
+    rows = {"id": ids, "text": ["a fever", "", "a cough", "rest", "tea"], "note": [None, None, None, "x", "y"]}
+    rows = Dataset.from_dict(rows, kinds)
+    for path in tmp_path.glob("chunks/*"):
+        path.unlink()
+    for part, (start, end) in enumerate([(0, 0), (0, 0), (0, 3), (3, 5)]):
+        table = rows.with_format("arrow")[:].slice(start, end - start).cast(kinds.arrow_schema)
+        pq.write_table(table, tmp_path / "chunks" / f"train-{part:05d}.parquet")
+    score_ray.main(replace(arguments, num_actors=1, batch_size=2))
+    found = load_rows(arguments.output_dir).sort("text")
+    assert found.select_columns(rows.column_names).to_list() == rows.sort("text").to_list()
+    assert {name: found.features[name] for name in kinds} == kinds
+    assert found["num_tokens"][0] == 0 and found["perplexity"][0] is None and None not in found["perplexity"][1:]
+
+
+def test_a_column_of_text_that_is_not_there_is_told_before_ray_starts(arguments, monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray is started"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(KeyError, match="no column 'body', it has id, text; name the column with the text by text_co"):
+        score_ray.main(replace(arguments, text_column="body"))
