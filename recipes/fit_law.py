@@ -111,11 +111,19 @@ def main(script_args, training_args, model_args):
 
     from fitting.comparison import compare_columns, format_comparison
     from fitting.conditions import check_same_settings
-    from fitting.law_report import best_landscape, plot_law, print_law, print_planning
-    from fitting.options import apart, check_corpus, check_options, score_columns
+    from fitting.law_report import (
+        best_landscape,
+        forgetting_bound,
+        plot_law,
+        print_law,
+        print_planning,
+        remove_plots,
+    )
+    from fitting.options import apart, check_corpus, check_options, only_scored, score_columns
     from fitting.probe_runs import (
         choose_probes,
         collect_points,
+        describe_diverged,
         design_runs,
         train_probes,
     )
@@ -126,7 +134,7 @@ def main(script_args, training_args, model_args):
     from hf_ppl_select.likelihood.model_identity import resolve_revision
     from training.options import token_to_environment
 
-    check_options(script_args, training_args)
+    check_options(script_args, training_args, model_args)
     token_to_environment(training_args)
     if training_args.push_to_hub:
         training_args.hub_model_id = check_push(script_args, training_args)
@@ -136,15 +144,18 @@ def main(script_args, training_args, model_args):
         disable_progress_bars()
         dataset = load_rows(script_args.dataset_name, script_args.dataset_config, script_args.dataset_train_split)
     script_args.column = score_columns(script_args, dataset)
+    if dataset is not None:
+        dataset = only_scored(dataset, script_args.column)
     if script_args.num_probes != 0:
         check_corpus(dataset, script_args.budget, training_args.max_length)
         plan = design_runs(script_args, dataset, training_args.seed)
         chosen = [] if script_args.fit_only else choose_probes(plan, dataset, training_args.seed)
         corpus = check_same_settings(folder, script_args, training_args, model_args, dataset, plan)
-        if diverged := train_probes(plan, chosen, folder, script_args, training_args, model_args):
-            problem = ValueError(diverged)
+        diverged = train_probes(plan, chosen, folder, script_args, training_args, model_args)
+        if diverged:
+            problem = ValueError(describe_diverged(diverged, folder))
         if script_args.probe_index is None and (points := collect_points(folder, plan)) is not None:
-            rows += points.to_rows()
+            rows += [row for row in points.to_rows() if row["run"] not in diverged]
         if problem is not None and (script_args.probe_index is not None or not rows):
             raise problem
         if script_args.probe_index is not None:
@@ -167,10 +178,13 @@ def main(script_args, training_args, model_args):
     print_law(law)
     if dataset is not None:
         landscape = PerplexityLandscape.from_dataset(dataset, column=law.column)
+        remove_plots(folder)
         try:
-            optimum = best_landscape(law, landscape, rows, script_args, training_args, model_args)
-            print_planning(law, landscape, optimum, plan)
-            plot_law(law, landscape, optimum, folder)
+            bound = forgetting_bound(law, rows, script_args, training_args, model_args)
+            optimum = best_landscape(law, landscape, script_args.budget, bound)
+            total = plan.total_tokens if plan else script_args.total_tokens or law.num_tokens_range[1] * len(law.runs)
+            print_planning(law, landscape, optimum, total, bound)
+            plot_law(law, landscape, optimum, folder, bound)
         except ValueError as error:  # the law is good all the same
             problem = problem or error
     law.save(folder / "law.json")  # last: where it is, everything is

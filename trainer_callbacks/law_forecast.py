@@ -77,6 +77,17 @@ class LawForecast:
     def next_rung(self, num_tokens: int) -> int | None:
         return next((rung for rung in self.ladder if rung > num_tokens), None)
 
+    def next_gain(self, num_tokens: int) -> float | None:
+        """Nats per token from the last rung to the next one; None where there is none.
+
+        From the rung itself: large steps go beyond one, maybe to just before the next.
+        """
+        rung = self.next_rung(num_tokens)
+        if rung is None:
+            return None
+        reached = [one for one in self.ladder if one <= num_tokens]
+        return self.predict(reached[-1] if reached else num_tokens) - self.predict(rung)
+
     def predict(self, num_tokens: int) -> float:
         """Nats per token."""
         return float(self.law.predict(*self._place(num_tokens)))
@@ -94,8 +105,8 @@ class LawForecast:
         found = {"law_point_predicted_loss": predicted, "law_point_residual": loss - predicted}
         if self.has_interval:
             found["law_point_predicted_low"], found["law_point_predicted_high"] = self.interval(num_tokens)
-        if (rung := self.next_rung(num_tokens)) is not None:
-            found["law_point_next_gain"] = predicted - self.predict(rung)
+        if (gain := self.next_gain(num_tokens)) is not None:
+            found["law_point_next_gain"] = gain
         return found
 
     def warn_if_outside(self, run: str, metrics: Mapping[str, float]) -> None:

@@ -170,7 +170,7 @@ class ScalingLawCallback(TrainerCallback):
             stop_training(args, control)
             if state.is_world_process_zero:
                 logger.warning(
-                    "%s stops after %d tokens: the law predicts %.4g nats per token for going on to %d, less than %g.",
+                    "%s stops after %d tokens: the law predicts %.4g nats per token from its rung to %d, below %g.",
                     self.run, num_tokens, metrics["law_point_next_gain"], self.forecast.next_rung(num_tokens),
                     self.stop_when_gain_below
                 )  # fmt: skip

@@ -131,7 +131,9 @@ def load_json(
     try:
         document = parse_json(Path(path).read_text(encoding="utf-8"), where)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{where} does not exist; name the file that hf_ppl_select saved as a {kind}.") from error
+        raise FileNotFoundError(
+            f"{where} does not exist; name the file that hf_ppl_select saved as a {kind}."
+        ) from error
     except IsADirectoryError as error:
         raise IsADirectoryError(f"{where} is a folder; name the file in it that was saved as a {kind}.") from error
     except UnicodeDecodeError as error:

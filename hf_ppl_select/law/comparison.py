@@ -14,6 +14,7 @@ from .forms import LAW_FORMS, Space, design_matrix, law_form
 from .points import LawPoints, moment_field, read_law_points
 from .solver import solve
 
+_LARGEST_LN_DC = 230.0  # Dc then has a hundred digits
 MOST_FITS = 100  # of one form, to tell its error on runs left out
 
 
@@ -99,6 +100,9 @@ def _compare_one(points: LawPoints, form: str, space: Space, column: Column) -> 
         name = str(points.run[left_out[np.argmin(solution.solvable[1:])]][0])
         row["problem"] = f"without run {name!r} form {form!r} cannot be fitted, so its error cannot be told; add runs."
         return row
+    if problem := scale_problem(solution.theta[0], form):
+        row["problem"] = problem
+        return row
     predicted = solution.predict(X)
     error = np.abs(predicted[1 + fold, np.arange(n)] - points.loss)
     by_run = np.bincount(run, error) / np.bincount(run)
@@ -127,6 +131,17 @@ def _held_out_d_error(points: LawPoints, form: str, space: Space, column: Column
 def fit_problem(points: LawPoints, form: str, space: Space, column: Column) -> str | None:
     """Why a form cannot be fitted to these points and what to add, or None."""
     return _problem(points, form, space, column) or _floor_problem(points, form, space, column)
+
+
+def scale_problem(theta: np.ndarray, form: str) -> str | None:
+    """Why a fit whose coefficients are `(ln Dc, aD, ...)` is no law to keep, or None."""
+    if abs(theta[0]) <= _LARGEST_LN_DC:
+        return None
+    return (
+        f"form {form!r} fits with a Dc of e^{theta[0]:.0f}: the runs' (mu, sigma) lie so close together that how the "
+        "loss bends between them runs away beside them. Add probe runs further apart, or use a form with fewer "
+        "parameters."
+    )
 
 
 def _problem(points: LawPoints, form: str, space: Space, column: Column) -> str | None:

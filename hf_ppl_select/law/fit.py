@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from ..landscape.scores import Column, as_column
-from .comparison import choose_form, compare_scaling_laws, fit_problem, only_without_features, standardised
+from .comparison import (
+    choose_form,
+    compare_scaling_laws,
+    fit_problem,
+    only_without_features,
+    scale_problem,
+    standardised,
+)
 from .forms import design_matrix, law_form
 from .points import read_law_points
 from .scaling_law import FitReport, ScalingLaw
@@ -51,8 +58,8 @@ def fit_scaling_law(
         [`ScalingLaw`]; its `report` says how the fit went.
 
     Raises:
-        ValueError: bad points, too few points or runs for the form, or points that do not vary enough; the message
-            says in what.
+        ValueError: bad points, too few points or runs for the form, or points that do not vary enough, which also a
+            Dc of over a hundred digits tells; the message says in what.
 
     Warns:
         UserWarning: `form="auto"` has no form to take that reads mu and sigma; the moments of the score are
@@ -80,6 +87,8 @@ def fit_scaling_law(
         )
     solution = solve(X, points.loss, np.ones((1, len(points))), huber_delta)
     E, theta = float(solution.E[0]), solution.theta[0]
+    if problem := scale_problem(theta, form):
+        raise ValueError(problem)
     values = [E, np.exp(theta[0]), *theta[1:]]
     residual = points.loss - solution.predict(X)[0]
     report = FitReport(

@@ -161,7 +161,7 @@ def general_points(points: Any) -> list[dict[str, Any]]:
     law.optimum(landscape, num_tokens, general_law=general_law, max_general_loss=base_general_loss + 0.02)
     ```
 
-    The general loss rises with training, so the fit warns that aD is negative: that is what forgetting looks like.
+    The general loss rises with training, so aD comes out negative: that is what forgetting looks like.
 
     Raises:
         ValueError: bad points, or none has a general loss.

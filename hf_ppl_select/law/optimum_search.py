@@ -84,7 +84,7 @@ def search(
     low, high = region.sigma_bounds(mu)
     tallest = np.nanmax(high - low)
     t = np.linspace(0, 1, 33)
-    width = (last - first) / 512, 1 / 32
+    width, hopeless = ((last - first) / 512, 1 / 32), False
     for _ in range(14):
         sigma = low[:, None] + (high - low)[:, None] * t
         if free_sigma is not None:
@@ -95,11 +95,10 @@ def search(
         value = np.where(empty, np.inf, height(mu[:, None], inside))
         if bound is not None:
             excess = bound.excess(mu[:, None], inside)
-            if np.any(~empty & (excess <= 0)):
-                value = np.where(excess <= 0, value, np.inf)
-            else:  # towards where there is some hope
-                value = np.where(empty, np.inf, excess)
-        if free_sigma is None:
+            hopeless = not np.any(~empty & (excess <= 0))
+            # Towards where there is some hope
+            value = np.where(empty, np.inf, excess) if hopeless else np.where(excess <= 0, value, np.inf)
+        if free_sigma is None or hopeless:
             i, j = np.unravel_index(value.argmin(), value.shape)
         else:
             i = int(value.min(1).argmin())

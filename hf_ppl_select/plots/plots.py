@@ -233,6 +233,7 @@ def plot_loss_against_tokens(
     *,
     num_tokens_range: tuple[float, float],
     path: str | os.PathLike,
+    **options: Any,
 ) -> None:
     """Draw predicted loss against the number of training tokens: of a random subset, of the optimum at each budget.
 
@@ -244,6 +245,7 @@ def plot_loss_against_tokens(
         landscape: of the corpus to select from.
         num_tokens_range: `(smallest, largest)` budget, at most what the corpus has.
         path: where to write, ending in .png.
+        options: of `law.optimum`: a bound on the general loss.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -256,7 +258,7 @@ def plot_loss_against_tokens(
             f"num_tokens_range must rise from above 0 to at most {landscape.num_tokens:,}, the tokens of the corpus, "
             f"got {num_tokens_range}."
         )
-    optima = _optima(law, landscape, np.geomspace(first, last, 13).clip(first, last))
+    optima = _optima(law, landscape, np.geomspace(first, last, 13).clip(first, last), options)
     budgets = np.array([optimum.num_tokens for optimum in optima])
     random_at = landscape.moments(law.space)
     line = np.geomspace(first, last, 200)
@@ -269,11 +271,11 @@ def plot_loss_against_tokens(
         bands = loss_interval(law, *random_at, line)
     # Between budgets it is the gain that is interpolated: it changes more slowly than the loss.
     best, *edges = (random - np.interp(np.log(line), np.log(budgets), gain, np.nan, np.nan) for gain in gains)
-    end = law.optimum(landscape, float(budgets[-1]))
+    end = law.optimum(landscape, float(budgets[-1]), **options)
     about = f"at {short(end.num_tokens)} tokens: optimum {end.loss:.3f}, a random subset {end.random_loss:.3f}"
     said = describe_gain(end)
     if no_intervals:
-        said = f"{said.partition(chr(10))[0]}\n{_TOO_FEW_RUNS}"
+        said = f"{said.partition(chr(10))[0]}\n{_TOO_FEW_RUNS}{'; random is extrapolated' * (not end.random_trusted)}"
     title = "Predicted loss against training tokens"
     with canvas(path, title, f"{about}\n{said}", height=840) as figure:
         axes = figure.subplots()
@@ -304,12 +306,12 @@ def plot_loss_against_tokens(
         figure.legend(loc=LEGEND, ncols=3)
 
 
-def _optima(law: ScalingLaw, landscape: PerplexityLandscape, budgets: np.ndarray) -> list[Optimum]:
+def _optima(law: ScalingLaw, landscape: PerplexityLandscape, budgets: np.ndarray, options: Any) -> list[Optimum]:
     """The optimum at each budget that has one: near the whole corpus all subsets look alike, as may no probe."""
     optima = []
     for budget in budgets:
         try:
-            optima.append(law.optimum(landscape, float(budget), intervals=False))
+            optima.append(law.optimum(landscape, float(budget), intervals=False, **options))
         except ValueError as error:
             problem = error
     if not optima:

@@ -125,7 +125,7 @@ def _draw_plausible(axes: Any, optimum: Optimum) -> None:
 
 
 def describe_optimum(optimum: Optimum) -> str:
-    """Three lines: where it is, what it gains, and whether that is more than noise."""
+    """Three lines: where it is, what it gains, and whether that is more than noise; a bound on forgetting, too."""
     mu, sigma = ("μ", "σ") if optimum.space == "linear" else ("m", "s")
     where = f"optimum ({optimum.kind}) at {mu} = {short(optimum.mu, 3)}, {sigma} = {short(optimum.sigma, 3)}"
     return f"{where}: loss {optimum.loss:.3f}, a random subset {optimum.random_loss:.3f}\n{describe_gain(optimum)}"
@@ -137,7 +137,14 @@ def describe_gain(optimum: Optimum) -> str:
     if optimum.gain_interval is not None:
         low, high = map(_signed, optimum.gain_interval)
         gain += f" (95 % interval {low} to {high}; above 0: {percent(optimum.gain_probability)})"
-    return f"{gain}\n{optimum.verdict}"
+    return f"{gain}\n{optimum.verdict}{describe_bound(optimum)}"
+
+
+def describe_bound(optimum: Optimum) -> str:
+    """The general loss that was allowed, if it was bounded."""
+    if optimum.max_general_loss is None:
+        return ""
+    return f"; general loss at most {optimum.max_general_loss:.3f}"
 
 
 def _signed(x: float) -> str:

@@ -39,7 +39,8 @@ def check_same_settings(
 ) -> str:
     """Refuse to add law points to a folder that holds points of other settings: they would not compare.
 
-    With --fit_only, which trains nothing, model and texts need not be there; what is not is not compared.
+    With --fit_only, which trains nothing, model and texts need not be there; what is not is not compared. Settings of
+    probes that came to no law point are forgotten, unless others of a job array may be on their way.
 
     Returns:
         What names the corpus: its dataset and a hash of its scores.
@@ -50,14 +51,14 @@ def check_same_settings(
     settings = _conditions(script_args, training_args, model_args, dataset, plan)
     settings = json.loads(json.dumps(settings, default=str))
     path = folder / "settings.json"
-    if path.exists():
+    if path.exists() and (script_args.probe_index is not None or any(folder.rglob("points.jsonl"))):
         known = load_json(path, kind="probe_settings", version=_SETTINGS_VERSION)
         if changed := [name for name in settings if known.get(name) != settings[name]]:
             raise ValueError(
                 f"{folder} holds probes made with another {', '.join(changed)}. Go back to those settings to "
                 "continue them, or choose another --output_dir."
             )
-    else:
+    elif not script_args.fit_only:
         save_json(path, settings, kind="probe_settings", version=_SETTINGS_VERSION)
     return f"{script_args.dataset_name} ({' and '.join(script_args.column)} sha256:{settings['scores'][:16]})"
 

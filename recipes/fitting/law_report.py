@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,6 @@ from hf_ppl_select.scoring.perplexity import PerplexityScorer, evaluate_perplexi
 if TYPE_CHECKING:
     from hf_ppl_select import PerplexityLandscape, ScalingLaw
     from hf_ppl_select.law.optimum import Optimum
-    from hf_ppl_select.probes.plan import ProbePlan
 
 _BASE_LOSS = {
     **dict.fromkeys(("model", "dtype", "general_eval_file"), Text()),
@@ -62,24 +60,25 @@ def print_law(law: ScalingLaw) -> None:
     print(flush=True)
 
 
+def forgetting_bound(
+    law: ScalingLaw, rows: list[dict[str, Any]], script_args, training_args, model_args
+) -> dict[str, Any]:
+    """The options of [`find_optimum`] that bound the general loss; none without --max_forgetting."""
+    if script_args.max_forgetting is None:
+        return {}
+    general_law = fit_scaling_law(general_points(rows), space=law.space, model=law.model, column=law.column)
+    base = script_args.base_general_loss
+    if base is None:
+        base = _base_general_loss(script_args, training_args, model_args)
+    print(f"general loss of the base model: {base:.4f}; its law has the form {general_law.form}")
+    return {"general_law": general_law, "max_general_loss": base + script_args.max_forgetting}
+
+
 def best_landscape(
-    law: ScalingLaw, landscape: PerplexityLandscape, rows: list[dict[str, Any]], script_args, training_args, model_args
+    law: ScalingLaw, landscape: PerplexityLandscape, budget: int | None, bound: dict[str, Any]
 ) -> Optimum:
-    """Find the optimum at the budget, under the bound on forgetting if there is one, and print it."""
-    longest = script_args.budget or min(law.num_tokens_range[1], landscape.num_tokens)
-    options = {}
-    if script_args.max_forgetting is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="aD is")  # the general loss rises with D: forgetting
-            options["general_law"] = fit_scaling_law(
-                general_points(rows), space=law.space, model=law.model, column=law.column
-            )
-        base = script_args.base_general_loss
-        if base is None:
-            base = _base_general_loss(script_args, training_args, model_args)
-        options["max_general_loss"] = base + script_args.max_forgetting
-        print(f"general loss of the base model: {base:.4f}; its law has the form {options['general_law'].form}")
-    optimum = law.optimum(landscape, longest, **options)
+    """Find the optimum at the budget, or at a probe's tokens, and print it."""
+    optimum = law.optimum(landscape, budget or min(law.num_tokens_range[1], landscape.num_tokens), **bound)
     print(f"{optimum}\n", flush=True)
     return optimum
 
@@ -118,8 +117,10 @@ def _base_general_loss(script_args, training_args, model_args) -> float:
     return loss
 
 
-def print_planning(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Optimum, plan: ProbePlan | None) -> None:
-    """What other budgets gain, where the corpus is exhausted, and what other probes of the same cost would tell.
+def print_planning(
+    law: ScalingLaw, landscape: PerplexityLandscape, optimum: Optimum, total_tokens: float, bound: dict[str, Any]
+) -> None:
+    """What other budgets gain, where the corpus is exhausted, and what other probes of `total_tokens` would tell.
 
     Not of two score columns together, of which each optimum takes seconds.
     """
@@ -127,7 +128,7 @@ def print_planning(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Opt
         return
     print("   tokens     share   gain over random (95 % interval)   random needs")
     budgets = [optimum.num_tokens * 4.0**power for power in (-1, 0, 1, 2, 3)]
-    for row in gain_by_budget(law, landscape, [b for b in budgets if b <= landscape.num_tokens]):
+    for row in gain_by_budget(law, landscape, [b for b in budgets if b <= landscape.num_tokens], **bound):
         budget = row["num_tokens"]
         head = f"{budget:11,.0f}  {row['share']:6.1%}   "
         if row["problem"]:
@@ -137,14 +138,13 @@ def print_planning(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Opt
         needs = "never" if row["random_tokens"] is None else f"{row['random_tokens'] / budget:.3g} x the tokens"
         warning = "" if row["random_trusted"] else "   random extrapolated"
         print(f"{head}{row['gain']:.4f} {between:24}   {needs}{warning}")
-    print(f"{exhausted_at(law, landscape)}\n", flush=True)
+    print(f"{exhausted_at(law, landscape, **bound)}\n", flush=True)
     if check_intervals(law) or not law.design_matrix(*landscape.moments(law.space), 1.0).shape[-1] > 2:
         return
-    total = plan.total_tokens if plan else law.num_tokens_range[1] * len(law.runs)
-    rows = [row for row in precision_by_runs(law, landscape, total, optimum.num_tokens) if row["problem"] is None]
-    if not rows:
+    rows = precision_by_runs(law, landscape, total_tokens, optimum.num_tokens)
+    if not (rows := [row for row in rows if row["problem"] is None]):
         return
-    print(f"If this law were true, probes of {total:,.0f} tokens in all would know the gain at this budget so well:")
+    print(f"If this law were true, probes of {total_tokens:,.0f} tokens in all would know the gain there so well:")
     print("  runs   tokens each   width of its 95 % interval   excludes 0   lost by following their law")
     for row in rows:
         width = f"{row['gain_width']:.4f} (gain {row['gain']:.4f})"
@@ -153,7 +153,18 @@ def print_planning(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Opt
     print(flush=True)
 
 
-def plot_law(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Optimum, folder: Path) -> None:
+_PLOTS = ("law_surface.png", "predicted_against_measured.png", "loss_against_tokens.png")
+
+
+def remove_plots(folder: Path) -> None:
+    """Those of an earlier law, which need not all be drawn again."""
+    for name in _PLOTS:
+        (folder / name).unlink(missing_ok=True)
+
+
+def plot_law(
+    law: ScalingLaw, landscape: PerplexityLandscape, optimum: Optimum, folder: Path, bound: dict[str, Any]
+) -> None:
     """The law's surface, its predictions against what was measured, and its loss against training tokens.
 
     Not of two score columns together.
@@ -162,10 +173,11 @@ def plot_law(law: ScalingLaw, landscape: PerplexityLandscape, optimum: Optimum, 
         return
     from hf_ppl_select.plots.plots import plot_law_surface, plot_loss_against_tokens, plot_predicted_against_measured
 
-    plot_law_surface(law, landscape, optimum, path=folder / "law_surface.png")
-    plot_predicted_against_measured(law, path=folder / "predicted_against_measured.png")
+    surface, predicted, against_tokens = (folder / name for name in _PLOTS)
+    plot_law_surface(law, landscape, optimum, path=surface)
+    plot_predicted_against_measured(law, path=predicted)
     smallest, largest = law.num_tokens_range
     longest = min(4 * largest, 0.5 * landscape.num_tokens)
     if longest > smallest:  # else the corpus is hardly larger than a probe
-        path = folder / "loss_against_tokens.png"
-        plot_loss_against_tokens(law, landscape, num_tokens_range=(smallest, longest), path=path)
+        ends = smallest, longest
+        plot_loss_against_tokens(law, landscape, num_tokens_range=ends, path=against_tokens, **bound)

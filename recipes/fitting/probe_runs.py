@@ -109,7 +109,7 @@ def representative_rows(
 
 def train_probes(
     plan: ProbePlan, chosen: Sequence[tuple[Dataset, list]], folder: Path, script_args, training_args, model_args
-) -> str | None:
+) -> dict[str, str]:
     """Train what is missing: here one by one or --num_workers at once, as Ray tasks, or only --probe_index; nothing
     with --fit_only.
 
@@ -117,7 +117,7 @@ def train_probes(
     if a later probe fails, and the same command goes on from there. A probe that diverges is left behind.
 
     Returns:
-        Which probes diverged and why, or None.
+        Why some diverged, by their runs.
 
     Raises:
         ValueError: no such probe, or --fit_only and some are missing.
@@ -133,11 +133,11 @@ def train_probes(
                 f"{len(missing)} of {num_probes} probes are missing or not finished in {folder}: {which}. Train each "
                 "with --probe_index, or all of them by leaving --fit_only out."
             )
-        return None
+        return {}
     if index is None and script_args.ray:
         if missing:
             train_with_ray(str(Path(__file__).parents[1] / "fit_law.py"), sys.argv[1:], missing)
-        return None
+        return {}
     diverged: dict[str, str] = {}
     column = training_args.dataset_text_field
     held_out = {"texts": load_texts(script_args.eval_file, column)[0]}
@@ -159,8 +159,11 @@ def train_probes(
                 except DivergedError as error:
                     print(f"{probe.run}: {error}", flush=True)
                     diverged[probe.run] = str(error)
-    if not diverged:
-        return None
+    return diverged
+
+
+def describe_diverged(diverged: Mapping[str, str], folder: Path) -> str:
+    """What is said of probes that [`train_probes`] returns."""
     (run, why), *others = diverged.items()
     also = f" So did {', '.join(other for other, _ in others)}." if others else ""
     return (

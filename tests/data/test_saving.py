@@ -58,7 +58,9 @@ def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_file_that_is_not_there_is_told_by_what_it_should_be(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.json does not exist; name the file .* saved as a scaling_law"):
+    with pytest.raises(
+        FileNotFoundError, match="nowhere.json does not exist; name the file .* saved as a scaling_law"
+    ):
         load_json(tmp_path / "nowhere.json", kind="scaling_law", version=1)
     with pytest.raises(IsADirectoryError, match="is a folder; name the file in it that was saved as a scaling_law"):
         load_json(tmp_path, kind="scaling_law", version=1)

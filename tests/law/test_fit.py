@@ -40,6 +40,23 @@ def make_points(form, space, rng, *, num_runs=10, noise=0.0, run_noise=0.0, num_
     return dict(zip(names, [E, np.exp(ln_Dc), aD, *theta], strict=True)), rows
 
 
+def test_a_bend_that_runs_away_beside_the_runs_is_no_law(tmp_path):
+    """Runs within 0.1 of ln(perplexity) and a steep bend: Dc is more than a number holds, and losses would be inf."""
+    rows = []
+    for m in (2.95, 2.975, 3.0, 3.025, 3.05):
+        for D in (1e4, 2e4, 4e4):
+            loss = np.exp(1.2 + 100 * (m - 3) ** 2 - 0.02 * np.log(D))
+            moments = {"mu": np.exp(m), "sigma": 1.0, "log_mu": m, "log_sigma": 0.1}
+            rows.append({"run": f"m {m}", "num_tokens": D, "loss": loss} | moments)
+    with pytest.raises(ValueError, match=r"with a Dc of e\^.*Add probe runs further apart"):
+        fit_scaling_law(rows, "log_parabola", "log")
+    (row,) = compare_scaling_laws(rows, form="log_parabola", space="log")
+    assert "Dc of e^" in row["problem"] and row["loo_mae"] is None
+    law = fit_scaling_law(rows, column="perplexity", form="auto")
+    law.save(tmp_path / "law.json")
+    assert np.isfinite(type(law).load(tmp_path / "law.json").predict(3.0, 0.1, 1e4))
+
+
 # Recovery and the solver
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -322,6 +323,20 @@ def test_a_bound_that_nothing_keeps_says_what_can_be_had(landscape):
     flat = law_of("data_only", "linear", [], [12, 20, 32], [4, 8, 16], noise=0.01)
     with pytest.raises(ValueError, match="has nothing to choose, and a random subset's general loss"):
         flat.optimum(landscape, 200_000, general_law=general, max_general_loss=3.01)
+
+
+def test_a_bound_that_nothing_keeps_says_the_least_also_where_sigma_is_free(landscape):
+    law = law_of("log_parabola", "log", [0.64, -0.1], [2.0, 3.0, 4.0], [0.1, 0.5, 1.0])
+    rows = [
+        p | {"general_loss": 3 + 0.2 * p["log_sigma"] + 0.1 * math.log(p["num_tokens"])} for p in law.points.to_rows()
+    ]
+    general = fit_scaling_law(general_points(rows), "no_interaction", "log")
+    with pytest.raises(ValueError, match="the least that is predicted is") as told:
+        law.optimum(landscape, 200_000, general_law=general, max_general_loss=3.0)
+    least = float(re.search(r"is predicted is (\d\.\d+)", str(told.value))[1])
+    mu, sigma = (g.ravel() for g in np.meshgrid(np.linspace(1.5, 4.5, 600), np.linspace(0.05, 1.1, 600)))
+    inside = landscape.attainable_region(200_000, "log").contains(mu, sigma) & trusted_region(law).contains(mu, sigma)
+    assert least == pytest.approx(general.predict(mu[inside], sigma[inside], 200_000).min(), abs=2e-3)
 
 
 def test_a_tiny_allowed_corner_is_found(landscape):

@@ -33,7 +33,26 @@ def check(tiny_model_dir, tmp_path):
         return check_same_settings(tmp_path / "law", *parsed, rows, plan)
 
     run()
+    (tmp_path / "law" / "points.jsonl").touch()  # law points, whatever they are
     return run
+
+
+def test_settings_of_probes_without_law_points_are_forgotten(check, tmp_path):
+    path = tmp_path / "law" / "settings.json"
+    (tmp_path / "law" / "points.jsonl").unlink()
+    with pytest.raises(ValueError, match="another learning_rate"):
+        check("--learning_rate", 0.5, "--probe_index", 0)  # others of the array may be on their way
+    check("--learning_rate", 0.5)
+    assert json.loads(path.read_text())["learning_rate"] == 0.5
+    path.unlink()
+    check("--fit_only")  # where there is nothing to fit
+    assert not path.exists()
+    check()
+    own = tmp_path / "law" / "probes" / "probe-00" / "points.jsonl"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    with pytest.raises(ValueError, match="another learning_rate"):
+        check("--learning_rate", 0.5)
 
 
 def test_what_decides_no_number_may_change(check, tmp_path):

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from recipe_runs import write_jsonl
 from warm_processes import run
 
 from hf_ppl_select.law.points import append_law_points
@@ -216,6 +218,11 @@ def test_one_probe_by_its_index_then_the_rest_then_only_the_fit(scored, tiny_mod
         ({"budget": 10**9}, "--budget 1,000,000,000 is more than the .* tokens of the scored chunks"),
         ({"max_length": 12}, "chunks are longer than --max_length 12 tokens .*score shorter chunks"),
         ({"license": "mit"}, "are about a push"),
+        ({"max_forgetting": 0.02}, "measure the general loss: add --general_eval_file"),
+        (
+            {"max_forgetting": 0.02, "general_eval_file": "general.jsonl", "load_in_4bit": True},
+            "of a quantized model needs its own general loss: --base_general_loss",
+        ),
     ],
 )
 def test_options_that_contradict_each_other(scored, tiny_model_dir, changed, message):
@@ -268,6 +275,22 @@ def test_runs_of_another_folder_are_other_runs(capsys):
     assert [row["run"] for row in apart(theirs, ours, "a/points.jsonl")] == ["random of a/points.jsonl", "elsewhere"]
     assert "Runs of a/points.jsonl that are named as ones here are called after it: random." in capsys.readouterr().out
     assert apart(theirs, [], "a/points.jsonl") == theirs and not capsys.readouterr().out
+    again = [*ours, {"run": "random", "loss": 9.0}]
+    assert [row["run"] for row in apart(again, ours, "copy.jsonl")] == ["random of copy.jsonl"]
+    assert f"{len(ours)} of {len(again)} law points of copy.jsonl are those of this folder" in capsys.readouterr().out
+
+
+def test_chunks_without_one_of_several_scores_are_left_out_and_counted(capsys):
+    from datasets import Dataset
+
+    from fitting.options import only_scored
+
+    scores = {"perplexity": [2.0, None, 4.0, 5.0], "my_score": [1.0, 2.0, float("inf"), 3.0]}
+    rows = Dataset.from_dict(scores)
+    assert only_scored(rows, ["perplexity", "my_score"])["perplexity"][:] == [2.0, 5.0]
+    assert "2 of 4 chunks lack one of perplexity, my_score and are left out." in capsys.readouterr().out
+    assert only_scored(rows, ["perplexity"]) is rows and only_scored(rows, ["perplexity", "other"]) is rows
+    assert not capsys.readouterr().out
 
 
 def test_rungs_that_fall_into_one_step_are_told_and_the_probe_is_done(scored, tiny_model_dir):
@@ -307,6 +330,22 @@ def test_known_points_on_a_corpus_say_where_to_go(tmp_path, shared_data, capsys)
     ):
         assert part in printed, part
     assert (tmp_path / "law" / "law_surface.png").exists()
+
+    # A bound holds for all that is said: a row of the table at the budget is the optimum
+    rows = [json.loads(line) for line in points.read_text().splitlines()]
+    forgets = [row | {"general_loss": 3.0 + 0.1 * row["log_mu"] + 0.02 * np.log(row["num_tokens"])} for row in rows]
+    bound = ["--points", write_jsonl(tmp_path / "forgets.jsonl", forgets), "--budget", 32768]
+    bound += ["--max_forgetting", 0.1, "--base_general_loss", 3.43]
+    call(*known, *bound, "--output_dir", tmp_path / "law")
+    bounded = capsys.readouterr().out
+    gain, row = re.search(r"\ngain (\d\.\d+)", bounded)[1], re.search(r" 32,768 .*%   (-?\d\.\d+)", bounded)[1]
+    assert gain == row and "at most 3.5300 was allowed" in bounded
+    assert gain != re.search(r"\ngain (\d\.\d+)", printed)[1]
+
+    # What is known of an earlier law does not stay beside one without an optimum
+    with pytest.raises(ValueError, match="the least that is predicted"):
+        call(*known, "--output_dir", tmp_path / "law", "--max_forgetting", 0.001, "--base_general_loss", 3.4)
+    assert (tmp_path / "law" / "law.json").exists() and not list((tmp_path / "law").glob("*.png"))
 
     bound = ["--max_forgetting", 0.001, "--base_general_loss", 3.634]
     with pytest.raises(ValueError, match=r"the least that is predicted is 3\.6"):

@@ -149,6 +149,16 @@ def test_stops_at_the_first_rung_from_where_the_next_gain_is_too_small(
     assert free.state.global_step == 8 and "law_point_next_gain" not in rows_with(free, "law_point_loss")[8]
 
 
+def test_a_step_that_ends_just_before_a_rung_is_judged_from_the_rung_it_went_beyond():
+    law = law_through({rung: 2.0 + 3.0 / rung for rung in (10, 20, 40)})
+    forecast = LawForecast(MOMENTS, [10, 20, 40], law)
+    losses = {rung: law.predict(MOMENTS["mu"], MOMENTS["sigma"], rung) for rung in (10, 20, 40)}
+    for num_tokens in (10, 15, 19):
+        assert forecast.next_gain(num_tokens) == pytest.approx(losses[10] - losses[20])
+    assert forecast.next_gain(39) == pytest.approx(losses[20] - losses[40])
+    assert forecast.next_gain(9) > 0 and forecast.next_gain(40) is None
+
+
 def test_a_law_of_too_few_runs_predicts_without_an_interval(tiny_model, tiny_tokenizer, tmp_path, caplog):
     def no_interval(mu, sigma, num_tokens):
         raise ValueError("intervals need more runs")
