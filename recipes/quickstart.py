@@ -50,6 +50,7 @@ def main(args):
         Costs,
         check_budget,
         check_tokens,
+        choose_start,
         command_line_of,
         draw_from_clean,
         draw_from_documents,
@@ -196,6 +197,9 @@ def main(args):
         tasks.append((cpt.main, parsed, trains, measures, str(trains.output), texts))
 
     missing = [task for task in tasks if not task[3].is_done()]
+    if missing:
+        start = choose_start(model)
+        missing = [(*task, start) for task in missing]
     with costs.of("Train and evaluate"):
         sizes = [args.num_tokens] * len(missing)
         run_side_by_side(train_and_evaluate, missing, num_workers, sizes=sizes, description="Train and evaluate")

@@ -114,8 +114,7 @@ class ScoreArguments:
     )
     reference_epochs: float = field(default=1.0, metadata={"help": "How often it is trained on the trusted texts."})
     compile: str = field(
-        default="auto",
-        metadata={"help": "Compile the model's layers: true, false; auto does for a long corpus."},
+        default="auto", metadata={"help": "Compile the model's layers: true, false; auto: of many chunks."}
     )
     max_batch_tokens: int | None = field(default=None, metadata={"help": "Padded tokens in one forward pass."})
     shard_size: int = field(default=1000, metadata={"help": "Chunks in a shard: what a kill can lose."})
@@ -159,13 +158,13 @@ def main(args):
     from hf_ppl_select.likelihood.models import load_tokenizer
     from hf_ppl_select.scoring.ifd import check_prompts
     from hf_ppl_select.scoring.loaded import check_tokenizers
-    from hf_ppl_select.scoring.perplexity import REFERENCE_COLUMNS, PerplexityScorer
+    from hf_ppl_select.scoring.perplexity import PerplexityScorer
     from hf_ppl_select.scoring.rows import columns_to_score
+    from hf_ppl_select.scoring.score_columns import EVERY_COLUMN
     from hf_ppl_select.scoring.texts import compiling_pays
     from hf_ppl_select.streaming.sharded_output import ShardedOutput, hash_rows, launched_as
     from scoring import reference, trusted
     from scoring.chunks import cut_into_chunks
-    from training.checkpoints import list_files
     from training.cpu_trainer import release_large_blocks
 
     check_not_input(args.output_dir, args.dataset_name)
@@ -202,8 +201,9 @@ def main(args):
         chunks, left_out = cut_into_chunks(documents, args, tokenizer, settings["min_length"])
         settings |= left_out
     trains = args.trusted is not None or args.trusted_share is not None
-    adds = scorer.columns + REFERENCE_COLUMNS * trains
-    chunks = chunks.remove_columns([name for name in adds if name in chunks.column_names])
+    if earlier := [name for name in EVERY_COLUMN if name in chunks.column_names]:
+        print(f"Columns of an earlier scoring are left out: {', '.join(earlier)}.", flush=True)
+        chunks = chunks.remove_columns(earlier)
     columns = list(columns_to_score(dict.fromkeys(chunks.column_names), scorer.text_column)) if len(chunks) else []
     scored = ["completion"] if columns[:2] == ["prompt", "completion"] else columns[:1]
     if not any(any(batch[scored[0]]) for batch in chunks.select_columns(scored).iter(1000)):
@@ -237,7 +237,7 @@ def main(args):
                     with reference.as_one_process():
                         cpt.main(*parse_options(cpt.make_parser(), reference.cpt_options(folder, training)))
                     release_large_blocks()
-                    list_files(folder)
+                    reference.finish_reference(folder, revision)
                 if args.trusted is None:
                     trusted.write_held_out(folder.with_name("held_out.jsonl"), held_out)
         reference.wait_for_reference(folder, training)

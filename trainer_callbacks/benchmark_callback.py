@@ -90,8 +90,17 @@ class BenchmarkCallback(MeasuringCallback):
                 if state.is_world_process_zero:
                     path.unlink()
             elif (step := int(path.stem.removeprefix("step-"))) <= state.global_step:
-                self.results[step] = BenchmarkResults.load(path)
+                self.results[step] = self._of_these_settings(BenchmarkResults.load(path), path)
         super().on_train_begin(args, state, control, **kwargs)
+
+    def _of_these_settings(self, results: BenchmarkResults, path: Path) -> BenchmarkResults:
+        for name in ("limit", "num_fewshot", "seed"):
+            if (was := getattr(results, name)) != (now := self.options[name]):
+                raise ValueError(
+                    f"{path} was measured with {name} {was}, and this run has {now}: steps would not compare. Go back "
+                    "to that, or choose another results_dir."
+                )
+        return results
 
     def measure(self, engine: LikelihoodEngine) -> dict[str, float]:
         results = run_benchmarks(

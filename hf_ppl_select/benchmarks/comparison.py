@@ -5,7 +5,6 @@ confidence in its answers, compared with how often they are right.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 
 from .estimates import Estimate, Record, metric_inputs, metric_terms, paired_differences
 from .evaluate_modules import METRICS, load_metric
-from .results import TITLES, BenchmarkResults, SavedRecords, load_records
+from .results import TITLES, BenchmarkResults, SavedRecords, load_records, warn_of_other_settings
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,7 @@ def compare_records(
     first, second = (
         run.saved_records() if isinstance(run, BenchmarkResults) else load_records(run) for run in (ours, baseline)
     )
-    for setting in ("num_fewshot", "max_length"):
-        values = [run.settings.get(setting) for run in (first, second)]
-        if None not in values and values[0] != values[1]:
-            warnings.warn(
-                f"{setting} is {values[0]} in one run and {values[1]} in the other: differences are of that, too.",
-                stacklevel=2,
-            )
+    warn_of_other_settings(first.settings, second.settings)
     differences = paired_differences(first.records, second.records, first.groups, seed, num_resamples)
     rows = {}
     for title, estimates in differences.items():

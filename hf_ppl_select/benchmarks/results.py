@@ -9,7 +9,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from .evaluate_modules import METRICS
 
 KIND, VERSION = "benchmark_results", 1
 _RECORDS_KIND, _METADATA = "hf_ppl_select/benchmark_records", b"hf_ppl_select"
-_SETTINGS = ("model", "limit", "seed", "max_length", "num_fewshot")
+_SETTINGS = ("model", "limit", "seed", "max_length", "num_fewshot", "dtype")
+_DECIDE = ("num_fewshot", "max_length", "dtype")  # what differs beside the model's weights
 _COUNT = Number(0, 1e12, whole=True)
 _COUNTS = Numbers(Number(0, 1e9, whole=True))
 _RECORD = {
@@ -39,6 +40,7 @@ _RUN = {
     "model": Text(),
     "limit": maybe(_COUNT),
     **dict.fromkeys(("seed", "max_length", "num_fewshot"), Number(0, 2**64, whole=True)),
+    "dtype?": maybe(Text()),
 }
 _RESULTS = _RUN | {
     "num_resamples": _COUNT,
@@ -75,6 +77,7 @@ class BenchmarkResults:
         benchmarks: by name.
         groups: for each group the metrics averaged over its benchmarks, each benchmark counting once.
         limit, seed, num_resamples, max_length, num_fewshot: the settings of the run.
+        dtype: of the computing, e.g. `"bfloat16"` or `"float32, autocast bfloat16"`; None: not recorded.
     """
 
     model: str
@@ -85,6 +88,7 @@ class BenchmarkResults:
     num_resamples: int
     max_length: int
     num_fewshot: int = 0
+    dtype: str | None = None
 
     def paired_difference(self, other: BenchmarkResults) -> dict[str, dict[str, Estimate]]:
         """This run minus another on the same questions, with a paired bootstrap: both are resampled together.
@@ -96,8 +100,12 @@ class BenchmarkResults:
 
         Raises:
             ValueError: no benchmark in common, or a benchmark's questions differ.
+
+        Warns:
+            UserWarning: the runs differ in solved examples, window or precision, and so in what that does.
         """
         ours, theirs = self.saved_records(), other.saved_records()
+        warn_of_other_settings(ours.settings, theirs.settings)
         return paired_differences(ours.records, theirs.records, ours.groups, self.seed, self.num_resamples)
 
     def saved_records(self) -> SavedRecords:
@@ -176,6 +184,22 @@ class SavedRecords:
     settings: dict[str, Any]
 
 
+def other_settings(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Settings that decide numbers and are not the same in all runs that tell them, with the values there are."""
+    values = {name: {run[name] for run in runs if run.get(name) is not None} for name in _DECIDE}
+    return {name: sorted(found) for name, found in values.items() if len(found) > 1}
+
+
+def warn_of_other_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any], stacklevel: int = 3) -> None:
+    """A warning for each setting in which two runs that are compared differ."""
+    for setting in other_settings([ours, theirs]):
+        warnings.warn(
+            f"{setting} is {ours[setting]} in one run and {theirs[setting]} in the other: differences are of that, "
+            "too.",
+            stacklevel=stacklevel,
+        )
+
+
 def load_records(path: str | os.PathLike) -> SavedRecords:
     """Read what [`BenchmarkResults.save_records`] wrote.
 
@@ -204,9 +228,14 @@ def load_records(path: str | os.PathLike) -> SavedRecords:
             f"{_RECORDS_KIND!r} of version {VERSION}: pass the records that run_benchmarks.py saved."
         )
     written = header.pop("checksum", None)
-    check({name: header.get(name) for name in _SETTINGS}, _RUN, os.fspath(path))
+    settings = {name: header.get(name) for name in _SETTINGS}
+    check(settings, _RUN, os.fspath(path))
     check(rows, [_RECORD | dict.fromkeys(("benchmark", "group"), Text())], os.fspath(path))
-    if written is None and set(header) == {"kind", "schema_version", *_SETTINGS}:  # not one whose name was damaged
+    if written is None and {*header, "dtype"} == {
+        "kind",
+        "schema_version",
+        *_SETTINGS,
+    }:  # not one whose name was damaged
         warnings.warn(f"{path} has no checksum, as earlier versions wrote it; save it again.", stacklevel=2)
     elif written != checksum([header, rows]):
         raise ValueError(f"{path} is not what was written: its checksum differs. Run the benchmarks again.")
@@ -216,9 +245,7 @@ def load_records(path: str | os.PathLike) -> SavedRecords:
         name = row.pop("benchmark")
         groups[name] = row.pop("group")
         records.setdefault(name, []).append(_record(row, os.fspath(path)))
-    return SavedRecords(
-        {name: tuple(found) for name, found in records.items()}, groups, {name: header[name] for name in _SETTINGS}
-    )
+    return SavedRecords({name: tuple(found) for name, found in records.items()}, groups, settings)
 
 
 def markdown_table(rows: Mapping[str, Mapping[str, Estimate]]) -> str:

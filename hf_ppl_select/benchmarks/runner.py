@@ -92,7 +92,8 @@ def run_benchmarks(
     )
     # All of them first: what cannot be scored is an error now, and not after another one's run
     encoded = [encode_questions(questions, tokenizer, max_length, name=each.name) for each, _, questions in loaded]
-    scorer = SharedPrefixScorer(engine or LikelihoodEngine(model))
+    engine = engine or LikelihoodEngine(model)
+    scorer = SharedPrefixScorer(engine)
 
     results = {}
     for benchmark, source, questions in loaded:
@@ -123,6 +124,7 @@ def run_benchmarks(
         num_resamples=num_resamples,
         max_length=max_length,
         num_fewshot=num_fewshot,
+        dtype=engine.precision,
     )
 
 

@@ -186,6 +186,12 @@ class LikelihoodEngine:
             for module in training:
                 module.training = True
 
+    @property
+    def precision(self) -> str:
+        """What it computes in: `"bfloat16"`, or `"float32, autocast bfloat16"`."""
+        names = [str(dtype).removeprefix("torch.") for dtype in (self.causal_lm.dtype, self.autocast_dtype) if dtype]
+        return ", autocast ".join(names)
+
     def autocast(self) -> AbstractContextManager:
         """What the body runs in."""
         return torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else nullcontext()

@@ -48,25 +48,28 @@ class Engine(Protocol):
     def nll(self, sequences: Sequence[Sequence[int]], counted: Sequence[Sequence[int]]) -> np.ndarray: ...
 
 
-def check_start(bos: str) -> None:
+def check_start(bos: str | int) -> None:
     """ValueError for an unknown choice."""
-    if bos not in START_TOKENS:
+    if not isinstance(bos, int) and bos not in START_TOKENS:
         raise ValueError(f"bos must be 'auto' or 'none', 'bos' or 'eos', not {bos!r}.")
 
 
-def start_token(engine: Engine, tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> int | None:
+def start_token(engine: Engine, tokenizer: PreTrainedTokenizerBase, bos: str | int = "auto") -> int | None:
     """The token to put before a text as context, or None.
 
-    "bos" and "eos" are the tokenizer's, "none" is none. "auto" is BOS, or EOS where there is none, unless the model
-    tells of another special token (EOS, padding, unknown, those of its configuration, `SEPARATORS` in its vocabulary)
-    that it saw that one between documents: after it, eight fixed sentences cost at least 5 % fewer nats, six of them
-    fewer at all, and less than three quarters of what they cost by chance. The model is asked once, with a few hundred
-    tokens; its answer depends on its weights only.
+    A number is that token, for models trained from one that chose it: they are measured as that one is. "bos" and
+    "eos" are the tokenizer's, "none" is none. "auto" is BOS, or EOS where there is none, unless the model tells of
+    another special token (EOS, padding, unknown, those of its configuration, `SEPARATORS` in its vocabulary) that it
+    saw that one between documents: after it, eight fixed sentences cost at least 5 % fewer nats, six of them fewer at
+    all, and less than three quarters of what they cost by chance. The model is asked once, with a few hundred tokens;
+    its answer depends on its weights only.
 
     Raises:
         ValueError: an unknown choice, or the tokenizer has no such token.
     """
     check_start(bos)
+    if isinstance(bos, int):
+        return bos
     convention = tokenizer.eos_token_id if tokenizer.bos_token_id is None or bos == "eos" else tokenizer.bos_token_id
     if bos == "none":
         return None

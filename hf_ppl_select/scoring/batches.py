@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,14 +34,26 @@ def read_batch(rows: Any, text_column: str) -> tuple[dict[str, list], bool]:
             f"A scorer takes a row or a batch as a dict, a pyarrow.Table or a pandas.DataFrame, not "
             f"{type(rows).__name__}: map with batched=True, or use with_format('arrow') or another of these."
         )
-    names = rows.column_names if isinstance(rows, pa.Table) else list(rows)
-    columns = columns_to_score(dict.fromkeys(names), text_column)
+    columns = columns_to_score(dict.fromkeys(_names(rows)), text_column)
     values = {name: rows[name] for name in columns}
     if is_table(rows):
         return {name: _plain(column) for name, column in values.items()}, False
     if single := is_one_row(rows, columns):
         values = {name: [value] for name, value in values.items()}
     return {name: _plain(column) for name, column in values.items()}, single
+
+
+def check_other_scores(rows: Any, known: Sequence[str], made: Sequence[str]) -> None:
+    """ValueError where rows hold some of the `known` scores that are not `made` anew: they may be another model's."""
+    if stale := [name for name in _names(rows) if name in known and name not in made]:
+        raise ValueError(
+            f"The rows hold {', '.join(stale)} of an earlier scoring, which this one does not make anew: remove them "
+            f"first, dataset.remove_columns({stale})."
+        )
+
+
+def _names(rows: Any) -> list[str]:
+    return rows.column_names if isinstance(rows, pa.Table) else list(rows)
 
 
 def with_columns(rows: Any, columns: Mapping[str, Any]) -> Any:

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from ..likelihood.model_identity import default_model_name, own_revision, resolve_revision
 from ..likelihood.start_token import check_start, start_token
-from .batches import is_table, read_batch, with_columns
+from .batches import check_other_scores, is_table, read_batch, with_columns
 from .ifd import check_prompts
 from .loaded import Loaded, check_adapter, load_now
 from .loaded_from import Wanted
 from .rows import TokenizedRow, tokenize_rows
-from .score_columns import REFERENCE_COLUMNS, SCORE_COLUMNS, score_columns
+from .score_columns import EVERY_COLUMN, REFERENCE_COLUMNS, SCORE_COLUMNS, score_columns
 from .texts import TextLikelihoods, compiling_pays, context_length, evaluate_perplexity, score_rows
 
 logger = logging.getLogger(__name__)
@@ -223,6 +223,7 @@ class PerplexityScorer:
     ) -> dict[str, Any] | Any:
         """Score one row or a batch; `progress` is called with the number of tokens done after each forward pass."""
         batch, single = read_batch(rows, self.text_column)
+        check_other_scores(rows, EVERY_COLUMN, self.columns)
         columns = self.score(self.tokenize(batch, rank), rank, progress=progress)
         if single:
             columns = {name: values[0] for name, values in columns.items()}

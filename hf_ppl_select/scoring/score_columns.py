@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SCORE_COLUMNS = ("perplexity", "nll_sum", "num_tokens", "num_bytes")
 REFERENCE_COLUMNS = ("reference_nll_sum", "perplexity_ratio")  # beside them with a reference
+EVERY_COLUMN = (*SCORE_COLUMNS, *REFERENCE_COLUMNS, "ifd")
 
 
 def score_columns(

@@ -121,7 +121,7 @@ def evaluate_perplexity(
     texts: Sequence[str],
     *,
     max_length: int | None = None,
-    bos: str = "auto",
+    bos: str | int = "auto",
     engine: LikelihoodEngine | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> TextLikelihoods:
@@ -130,7 +130,8 @@ def evaluate_perplexity(
     Args:
         texts: the texts; empty ones count nothing.
         max_length: longest window in tokens; default: the positions the model has, at most 4,096.
-        bos: as in [`PerplexityScorer`].
+        bos: as in [`PerplexityScorer`], or a token: the one that the base model chose, where models trained from it
+            are compared.
         engine: an engine over `model` to reuse, e.g. one with autocast.
         progress: called with the number of tokens done after each batch.
 

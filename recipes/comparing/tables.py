@@ -8,6 +8,7 @@ from pathlib import Path
 from comparing.run_comparison import Interval, group_interval, verdict
 from comparing.run_records import Measure, Run
 from hf_ppl_select.benchmarks.comparison import mcnemar_test
+from hf_ppl_select.benchmarks.results import other_settings
 
 
 def cost_table(groups: Mapping[str, Sequence[Run]]) -> str:
@@ -45,11 +46,9 @@ def caveats(groups: Mapping[str, Sequence[Run]], baseline: str) -> list[str]:
     models = {run.metrics["model"] for runs in groups.values() for run in runs if run.metrics.get("model")}
     if len(models) > 1:
         found.append(f"**The runs start from different models: {', '.join(sorted(models))}.**")
-    for setting in ("num_fewshot", "max_length"):
-        values = {run.settings[setting] for runs in groups.values() for run in runs if setting in run.settings}
-        if len(values) > 1:
-            both = " and ".join(map(str, sorted(values)))
-            found.append(f"**Benchmarks were measured with {setting} {both}: differences are of that, too.**")
+    for setting, values in other_settings([run.settings for runs in groups.values() for run in runs]).items():
+        both = " and ".join(map(str, values))
+        found.append(f"**Benchmarks were measured with {setting} {both}: differences are of that, too.**")
     for name, runs in groups.items():
         seeds = [run.seed for run in runs if run.seed is not None]
         if len(set(seeds)) < len(seeds):

@@ -16,6 +16,7 @@ from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
 from hf_ppl_select.data.schema import Names, Number, Text, checked
 from hf_ppl_select.likelihood.models import load_tokenizer
+from hf_ppl_select.likelihood.start_token import start_token
 from hf_ppl_select.scoring.perplexity import evaluate_perplexity
 from quickstart_steps.done import Step
 from training.cpu_trainer import release_large_blocks
@@ -96,8 +97,16 @@ def draw_rows(rows: Dataset, num_tokens: float, seed: int) -> Dataset:
     return rows.select(order[: np.searchsorted(np.cumsum(counts), num_tokens, side="right")])
 
 
-def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path) -> None:
-    """Likelihoods of the held-out and general texts, and the benchmarks.
+def choose_start(model_name: str) -> int:
+    """The token after which the base model reads texts best, and all that is trained from it is measured."""
+    from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
+
+    model, tokenizer = load_model(model_name, dtype="float32")
+    return start_token(LikelihoodEngine(model), tokenizer)
+
+
+def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path, start: int) -> None:
+    """Likelihoods of the held-out and general texts after the token `start`, and the benchmarks.
 
     float32 weights, bfloat16 autocast where it is fast: the same arithmetic for the base model and trained ones.
     """
@@ -109,7 +118,8 @@ def evaluate_model(model_name: str | Path, texts: dict[str, Path], folder: Path)
     engine = LikelihoodEngine(model, autocast_dtype=torch.bfloat16 if fast_bfloat16() else None)
     found = {}
     for name, file in TEXT_SETS.items():
-        scored = evaluate_perplexity(model, tokenizer, load_rows(str(texts[file]))["text"][:], engine=engine)
+        rows = load_rows(str(texts[file]))["text"][:]
+        scored = evaluate_perplexity(model, tokenizer, rows, bos=start, engine=engine)
         found[name] = {"nll_sum": scored.nll_sum.tolist(), "num_tokens": scored.num_tokens.tolist()}
         print(f"{name} loss {scored.nll_per_token:.4f} nats per token", flush=True)
     benchmarks = [str(texts["ontology_questions"])] if "ontology_questions" in texts else []
@@ -126,6 +136,7 @@ def train_and_evaluate(
     evaluation: Step,
     model: str,
     texts: dict[str, Path],
+    start: int,
 ) -> None:
     """One task of [`run_side_by_side`]: what of the two steps is not done, a recipe's `main` and its measures.
 
@@ -135,13 +146,14 @@ def train_and_evaluate(
         evaluation: the step of measuring it.
         model: what to measure.
         texts: paths of the texts and questions by name.
+        start: what [`choose_start`] found.
     """
     if training is not None and not training.is_done():
         train(*parsed)
         release_large_blocks()
         training.note_done()
     if not evaluation.is_done():
-        evaluate_model(model, texts, evaluation.output)
+        evaluate_model(model, texts, evaluation.output, start)
         evaluation.note_done()
 
 

@@ -16,7 +16,7 @@ from hf_ppl_select import chunk_documents
 from hf_ppl_select.data.saving import load_json, save_json, write_atomically
 from hf_ppl_select.data.schema import Anything, Names, checked
 from hf_ppl_select.likelihood.model_identity import own_revision, resolve_revision
-from training.checkpoints import LIST, is_finished_run, problem_of
+from training.checkpoints import LIST, is_finished_run, list_files, problem_of
 from training.precision import training_precision
 
 if TYPE_CHECKING:
@@ -95,6 +95,15 @@ def start_reference(
     write_atomically(folder / "trusted.jsonl", "".join(rows))
     print(f"The reference is trained first, on {len(texts)} trusted texts.", flush=True)
     return True
+
+
+def finish_reference(folder: Path, revision: str | None) -> None:
+    """Note what its files are; an adapter's also says which commit of the model it is of, which PEFT leaves out."""
+    path = folder / "adapter_config.json"
+    if revision is not None and path.exists():
+        config = json.loads(path.read_text(encoding="utf-8")) | {"revision": revision}
+        write_atomically(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    list_files(folder)
 
 
 def is_finished(folder: Path, settings: dict[str, Any]) -> bool:

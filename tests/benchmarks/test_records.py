@@ -1,5 +1,6 @@
 """Records as parquet, two runs compared by them, calibration, and results as entries for a model on the Hub."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from hf_ppl_select.benchmarks import (
 from hf_ppl_select.benchmarks.estimates import metric_inputs
 from hf_ppl_select.benchmarks.evaluate_modules import METRICS, load_metric
 from hf_ppl_select.benchmarks.results import Estimate
+from hf_ppl_select.data.saving import checksum
 
 
 def a_run(num_right=(30, 20), *, model="base", seed=0, names=("medqa_4options", "medmcqa"), digest="d"):
@@ -50,7 +52,9 @@ def test_records_survive_and_say_what_they_are(tmp_path):
     found = load_records(tmp_path / "new" / "records.parquet")
     assert found.records == {name: result.records for name, result in run.benchmarks.items()}
     assert found.groups == {"medqa_4options": "medical", "medmcqa": "medical"}
-    assert found.settings == {"model": "base", "limit": 40, "seed": 7, "max_length": 512, "num_fewshot": 5}
+    assert found.settings == {"model": "base", "limit": 40, "seed": 7, "max_length": 512, "num_fewshot": 5} | {
+        "dtype": None
+    }
     table = pq.read_table(tmp_path / "new" / "records.parquet")
     assert table.num_rows == 80
     assert table.column_names[:5] == ["benchmark", "group", "index", "gold", "predicted"]
@@ -160,6 +164,33 @@ def test_other_settings_of_measuring_are_told():
         UserWarning, match="num_fewshot is 5 in one run and 0 in the other: differences are of that, too"
     ):
         compare_records(ours, replace(theirs, num_fewshot=0))
+    with pytest.warns(UserWarning, match="max_length is 512 in one run and 256 in the other"):
+        ours.paired_difference(replace(theirs, max_length=256))
+    ours = replace(ours, dtype="bfloat16")
+    compare_records(ours, theirs)  # of an earlier version, which did not tell
+    with pytest.warns(UserWarning, match="dtype is bfloat16 in one run and float32, autocast bfloat16 in the other"):
+        compare_records(ours, replace(theirs, dtype="float32, autocast bfloat16"))
+
+
+def test_results_and_records_of_earlier_versions_load(tmp_path):
+    """They say no dtype."""
+    import pyarrow.parquet as pq
+
+    run = a_run()
+    run.save(tmp_path / "run.json")
+    run.save_records(tmp_path / "run.parquet")
+    document = json.loads((tmp_path / "run.json").read_text())
+    del document["dtype"], document["checksum"]
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    with pytest.warns(UserWarning, match="has no checksum"):
+        assert BenchmarkResults.load(tmp_path / "run.json") == run
+    table = pq.read_table(tmp_path / "run.parquet")
+    header = json.loads(table.schema.metadata[b"hf_ppl_select"])
+    del header["dtype"], header["checksum"]
+    rows = table.to_pylist()
+    header["checksum"] = checksum([header, rows])
+    pq.write_table(table.replace_schema_metadata({b"hf_ppl_select": json.dumps(header)}), tmp_path / "run.parquet")
+    assert load_records(tmp_path / "run.parquet").settings["dtype"] is None
 
 
 def test_entries_for_the_hub(tmp_path):

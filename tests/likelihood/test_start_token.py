@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_ppl_select.likelihood.engine import LikelihoodEngine, load_model
 from hf_ppl_select.likelihood.start_token import SENTENCES, start_token
+from hf_ppl_select.scoring.perplexity import evaluate_perplexity
 
 SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<unk>"}
 
@@ -97,6 +98,16 @@ def test_the_convention_is_bos_else_eos_and_choices_are_kept(trained, chat_token
         start_token(engine, tokenizer)
     with pytest.raises(ValueError, match="bos must be 'auto' or 'none', 'bos' or 'eos', not 'cls'"):
         start_token(engine, tokenizer, "cls")
+
+
+def test_what_another_model_chose_is_taken_as_it_is(trained, chat_tokenizer):
+    """Models trained from one that chose it are measured as that one is, whatever they would choose themselves."""
+    model, other = trained("<|endoftext|>"), chat_tokenizer.bos_token_id
+    texts = ["The cat sat on the mat."]
+    assert start_token(LikelihoodEngine(model), chat_tokenizer) != other
+    found = evaluate_perplexity(model, chat_tokenizer, texts, bos=other)
+    assert found.nll_sum == pytest.approx(evaluate_perplexity(model, chat_tokenizer, texts, bos="bos").nll_sum)
+    assert found.nll_sum != pytest.approx(evaluate_perplexity(model, chat_tokenizer, texts).nll_sum, rel=1e-3)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
+from recipe_runs import write_jsonl
 from warm_processes import ROOT, finish, start
 
 import score
@@ -229,6 +230,14 @@ def test_rows_as_they_are_keep_their_columns_and_empty_ones_are_counted(options,
     # scored again, now from the scored rows: the columns are replaced
     run(tmp_path / "again", **options | {"chunk_length": 0, "shard_size": 7, "dataset_name": tmp_path / "scored"})
     assert load_rows(str(tmp_path / "again"))[:] == rows[:]
+
+
+def test_no_score_of_another_model_stays(options, tmp_path, capsys):
+    texts = [{"answer": f"Fever and cough for {i} days.", "perplexity_ratio": 1.5, "ifd": 0.5} for i in range(9)]
+    named = options | {"dataset_name": write_jsonl(tmp_path / "earlier.jsonl", texts), "chunk_length": 0}
+    run(tmp_path / "scored", **named)
+    assert "Columns of an earlier scoring are left out: perplexity_ratio, ifd." in capsys.readouterr().out
+    assert not {"perplexity_ratio", "ifd"} & {*load_rows(str(tmp_path / "scored")).column_names}
 
 
 def test_a_shard_of_empty_rows_keeps_the_types(options, tmp_path):

@@ -16,10 +16,13 @@ import cpt
 from hf_ppl_select import PerplexityLandscape, PerplexityScorer
 from hf_ppl_select.data.load import load_rows
 from hf_ppl_select.data.overlap import sharing_runs
+from hf_ppl_select.likelihood.model_identity import adapter_base
 from score import ScoreArguments
+from scoring.reference import finish_reference
 from tests.recipes.test_score import files, launched, run
 from tests.scoring.test_reference import make_adapter
 from tests.scoring.test_scorer_model import other_weights
+from training.checkpoints import problem_of
 
 MEDICAL = "fever cough tea rest tablets treated with daily dose of diuretics and fluids until the patient is well"
 
@@ -142,6 +145,13 @@ def test_an_adapter_by_cpts_own_code(options, trusted, tmp_path):
     assert (tmp_path / "scored" / "reference" / "adapter_model.safetensors").exists()
     assert not (tmp_path / "scored" / "reference" / "model.safetensors").exists()
     assert np.ptp(load_rows(str(tmp_path / "scored"))["perplexity_ratio"][:]) > 0
+
+    # Which commit of a model it is of: PEFT leaves it out, and main may go on
+    folder = tmp_path / "scored" / "reference"
+    finish_reference(folder, "93efa2f")
+    assert adapter_base(str(folder))[1] == "93efa2f" and problem_of(folder) is None
+    finish_reference(folder, None)
+    assert adapter_base(str(folder))[1] == "93efa2f"
 
 
 def test_trusted_texts_that_are_measured_on_or_in_the_corpus_are_counted_named_and_refused(

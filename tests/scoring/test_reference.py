@@ -34,6 +34,17 @@ def scorer(tiny_model_dir, reference):
     return PerplexityScorer(tiny_model_dir, reference=reference, chat_template=CHAT_TEMPLATE, device="cpu")
 
 
+def test_scores_of_an_earlier_scoring_are_not_left_beside_new_ones(tiny_model_dir, scorer):
+    rows = Dataset.from_dict({"text": TEXTS[:3]}).map(scorer, batched=True)
+    again = rows.map(scorer, batched=True)
+    assert again["perplexity_ratio"][:] == rows["perplexity_ratio"][:]
+    plain = PerplexityScorer(tiny_model_dir, device="cpu")
+    with pytest.raises(ValueError, match=r"hold reference_nll_sum, perplexity_ratio of an earlier .*remove_columns"):
+        plain(rows.with_format("arrow")[:])
+    with pytest.raises(ValueError, match="hold ifd of an earlier scoring"):
+        plain({"text": TEXTS[0], "ifd": 0.5})
+
+
 def make_adapter(base, folder, **options):
     """A LoRA adapter with random weights."""
     peft = pytest.importorskip("peft")

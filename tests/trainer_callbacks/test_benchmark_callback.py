@@ -57,11 +57,11 @@ def test_results_of_earlier_steps_after_a_resume(tiny_model, tiny_tokenizer, tmp
     own = str(write_questions(tmp_path / "own.jsonl", 6))
     start = {name: value.clone() for name, value in tiny_model.state_dict().items()}
 
-    def run(**options):
+    def run(limit=None, **options):
         tiny_model.load_state_dict(start)
         saving = {"save_strategy": "steps", "save_steps": 2}
         trainer = make_trainer("plain", tiny_model, tiny_tokenizer, tmp_path / "run", **saving)
-        callback = BenchmarkCallback(trainer, own, every_n_steps=1, results_dir=tmp_path / "results")
+        callback = BenchmarkCallback(trainer, own, every_n_steps=1, results_dir=tmp_path / "results", limit=limit)
         trainer.add_callback(callback)
         trainer.train(**options)
         return callback.results
@@ -79,3 +79,6 @@ def test_results_of_earlier_steps_after_a_resume(tiny_model, tiny_tokenizer, tmp
     assert resumed[4].paired_difference(resumed[0])["own"]["choice_bits_per_byte"].value == pytest.approx(
         unbroken[4].paired_difference(unbroken[0])["own"]["choice_bits_per_byte"].value, abs=1e-5
     )
+    assert unbroken[4].dtype == "float32"
+    with pytest.raises(ValueError, match="step-0.json was measured with limit None, and this run has 4"):
+        run(limit=4, resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
