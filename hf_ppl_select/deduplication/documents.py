@@ -105,7 +105,8 @@ class Deduplicated:
         return found
 
     def counts_by(self, column: str) -> dict[str, dict[str, Any]]:
-        """[`counts`] for the 30 most frequent values of a column of the dataset, and for `(others)`.
+        """[`counts`] for the 30 most frequent values of a column of the dataset, and for `(others)`, in more
+        parentheses where a value is called so.
 
         Raises:
             KeyError: no such column.
@@ -115,7 +116,10 @@ class Deduplicated:
         values = list(map(str, self.source.with_format(None)[column][:]))
         places = {value: place for place, (value, _) in enumerate(Counter(values).most_common(30))}
         codes = np.fromiter((places.get(value, len(places)) for value in values), np.int64, len(values))
-        names = [*places, "(others)"] if (codes == len(places)).any() else places
+        others = "(others)"
+        while others in places:
+            others = f"({others})"
+        names = [*places, others] if (codes == len(places)).any() else places
         return {name: self.counts(codes == code) for code, name in enumerate(names)}
 
 

@@ -65,8 +65,8 @@ def join_cards(existing: str | None, ours: str, *, new_rows: bool = False) -> st
     Args:
         existing: the README that is there, or None.
         ours: the new card: a YAML block and Markdown.
-        new_rows: ours is of other rows, as in a folder that is written anew: licence and source are its own or none,
-            and of a card that is nothing but ours only what `datasets` added stays.
+        new_rows: ours is of other rows, or a law of them, as in a folder that is written anew: licence and source are
+            its own or none, and of a card that is nothing but ours only what `datasets` added stays.
 
     Raises:
         ValueError: the YAML block of the existing one is broken.

@@ -53,7 +53,7 @@ def save_law(law: Any, folder: str | os.PathLike, *, license: str | None = None)
         raise ValueError(f"{folder} holds a README.md of something else; name a new or empty folder.")
     card = law_card(law, license=license and check_license(license), name=folder.resolve().name)
     law.save(folder / LAW_FILE)
-    write_atomically(readme, join_cards(read_card(readme), card))
+    write_atomically(readme, join_cards(read_card(readme), card, new_rows=True))
     return folder
 
 

@@ -21,7 +21,7 @@ from .cpu import default_device, keep_freed_memory, linear_weights_in
 from .lm_head import TiledHead, losses_of_logits
 from .models import default_batch_tokens, load_model, num_positions, repeated_blocks, to_device, vocabulary_size
 from .packed_attention import PackedLayout, attends_packed, packed, packs_on_gpu
-from .parallel_batches import LEAST_TOKENS, MOST_WORKERS, num_workers, side_by_side
+from .parallel_batches import LEAST_TOKENS, MOST_WORKERS, num_workers, shared_length, side_by_side
 from .self_checks import TOLERANCE, check_causal, packing_agrees, tiled_head_agrees
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class LikelihoodEngine:
         self.positions = num_positions(self.causal_lm)
         self.sample_length = int(min(self.window, self.positions, 40))  # of texts in self-checks
         self.num_workers = num_workers(self.causal_lm)
+        self.shared_length = shared_length(self.causal_lm)
         self.compiled = False
         self.start_tokens: dict[tuple[int, ...], int] = {}  # what the model was asked in start_token.py
         self.tiled_head: bool | None = None  # both decided at the first call
@@ -213,7 +214,9 @@ class LikelihoodEngine:
         if self.device.type == "cpu" and total:  # as many for each worker, but the same batches for any number of them
             rounds = -(-total // (most * MOST_WORKERS))
             most = min(most, max(-(-total // (rounds * MOST_WORKERS)), LEAST_TOKENS))
-        return make_batches(indices, [len(sequences[i]) for i in indices], most, packs)
+        alone = [[i] for i in indices if len(sequences[i]) > self.shared_length]
+        shared = [i for i in indices if len(sequences[i]) <= self.shared_length]
+        return alone + make_batches(shared, [len(sequences[i]) for i in shared], most, packs)
 
     @torch.inference_mode()  # in each thread
     def _launch(self, sequences: list[Sequence[int]], counted: list[Sequence[int]]) -> tuple[np.ndarray, torch.Tensor]:

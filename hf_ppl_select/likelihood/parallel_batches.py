@@ -6,6 +6,7 @@ for Python between two steps: an eighth of the time on two cores. When each work
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,6 +44,22 @@ def num_workers(model: PreTrainedModel) -> int:
 def _adapts(module: torch.nn.Module) -> bool:
     kinds: Any = getattr(module, "rope_type", None)
     return any(kind in ("dynamic", "longrope") for kind in (kinds.values() if isinstance(kinds, dict) else [kinds]))
+
+
+def shared_length(model: PreTrainedModel) -> float:
+    """The tokens up to which texts may share a forward pass.
+
+    A rotary embedding that adapts does so to the longest text, and to the others with it, once that is longer than the
+    model first was.
+    """
+    if not any(_adapts(module) for module in model.modules()):
+        return math.inf
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    every = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    known = [one.get("original_max_position_embeddings") for one in every]
+    known += [getattr(config, name, None) for name in ("original_max_position_embeddings", "max_position_embeddings")]
+    return min((length for length in known if length), default=1)
 
 
 def side_by_side(

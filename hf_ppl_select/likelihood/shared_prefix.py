@@ -100,6 +100,8 @@ class SharedPrefixScorer:
 
     def _joins(self, row: TokenTree, fed: int, shared: int, branching: bool) -> bool:
         """Whether a sequence of `fed` tokens, `shared` of them as in the row's last one, goes into that row."""
+        if max(row.longest, fed) > self.engine.shared_length:
+            return False
         branches = shared < len(row.path)
         if not branches and not row.branches:
             return True  # it only continues the last one
@@ -132,7 +134,10 @@ class SharedPrefixScorer:
         rows have no padding, and take trees and plain rows alike.
         """
         kinds: dict[str, list[TokenTree]] = {}
+        yield from ([row] for row in rows if row.longest > self.engine.shared_length)
         for row in rows:
+            if row.longest > self.engine.shared_length:
+                continue
             kinds.setdefault("packed" if self._packs(row) else "tree" if row.branches else "plain", []).append(row)
         for kind, members in kinds.items():
             batch: list[TokenTree] = []

@@ -134,6 +134,11 @@ def test_counts_of_groups_add_up():
     assert {name: group["rows"]["input"] for name, group in groups.items()} == dict(kinds)
     many = found.counts_by("id")
     assert len(many) == 31 and many["(others)"]["rows"]["input"] == 90
+    called_so = rows([f"Text number {i}." for i in range(32)]).add_column(
+        "kind", ["(others)"] * 2 + [*map(str, range(30))]
+    )
+    groups = deduplicate_documents(called_so, text_column="body", how="exact").counts_by("kind")
+    assert [groups[name]["rows"]["input"] for name in ("(others)", "((others))")] == [2, 1]
     with pytest.raises(KeyError, match="no column 'source' to count by"):
         found.counts_by("source")
 

@@ -73,6 +73,9 @@ def test_a_saved_law_comes_back(law, tmp_path):
     assert again.to_dict() == law.to_dict() and again.corpus == "me/medical@0a1b"
     assert again.interval(3.0, 0.2, 2e4) == law.interval(3.0, 0.2, 2e4)
     assert law.save_pretrained(folder, license="mit") == folder  # a law may be replaced
+    assert "license: mit" in (folder / "README.md").read_text()
+    law.save_pretrained(folder)  # whose licence is nobody's word for the new one
+    assert "license" not in (folder / "README.md").read_text().partition("\n---\n")[0]
 
 
 def test_what_is_not_ours_stays(law, tmp_path):

@@ -1,5 +1,6 @@
 """Batches side by side: the same numbers, errors that stop the rest, threads given back, and models that may not."""
 
+import math
 import threading
 import time
 
@@ -12,7 +13,8 @@ from transformers import LlamaForCausalLM
 from hf_ppl_select.likelihood import engine as likelihood
 from hf_ppl_select.likelihood import packed_attention
 from hf_ppl_select.likelihood.engine import LikelihoodEngine
-from hf_ppl_select.likelihood.parallel_batches import num_workers, side_by_side
+from hf_ppl_select.likelihood.parallel_batches import num_workers, shared_length, side_by_side
+from hf_ppl_select.likelihood.shared_prefix import SharedPrefixScorer
 from tests.likelihood.tiny_architectures import (
     ARCHITECTURES,
     GROUPED,
@@ -137,6 +139,24 @@ def rope(kind, **more):
 
 class Custom(LlamaForCausalLM):
     """A model of someone else's, which may keep anything."""
+
+
+def test_a_text_costs_the_same_beside_a_longer_one_that_frequencies_adapt_to():
+    """In Phi-3 texts of over 4,096 tokens have other frequencies, and so have all in a forward pass with them."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 1.5], "original_max_position_embeddings": 32}
+    lengths = {"max_position_embeddings": 128, "original_max_position_embeddings": 32, "pad_token_id": 0}
+    model = make_model("Phi3Config", SMALL | lengths | rope("longrope", **factors))
+    engine = LikelihoodEngine(model, max_batch_tokens=1000)
+    assert engine.shared_length == 32 and shared_length(make_model("LlamaConfig", SMALL)) == math.inf
+    texts = [[3 + (j * i) % 40 for j in range(length)] for i, length in ((1, 31), (2, 33), (3, 34), (5, 30))]
+    alone = np.concatenate([engine.nll([ids], all_but_first([ids])) for ids in texts])
+    np.testing.assert_allclose(alone, plain_nll(model, texts), rtol=1e-5)
+    np.testing.assert_allclose(engine.nll(texts, all_but_first(texts)), alone, rtol=1e-7)
+    prompt = texts[1][:20]
+    answers = [prompt + ids[:n] for ids, n in ((texts[0], 8), (texts[2], 16), (texts[3], 9), (texts[0], 17))]
+    scorer = SharedPrefixScorer(engine, branching=True)
+    expected = [plain_nll(model, [ids])[0] - plain_nll(model, [prompt])[0] for ids in (answers[0], answers[2])]
+    np.testing.assert_allclose(scorer.nll(answers, [20] * 4)[[0, 2]], expected, rtol=1e-4)
 
 
 def test_models_that_keep_something_between_calls_run_one_batch_at_a_time(four_threads):
