@@ -144,7 +144,8 @@ def print_planning(
     rows = precision_by_runs(law, landscape, total_tokens, optimum.num_tokens)
     if not (rows := [row for row in rows if row["problem"] is None]):
         return
-    print(f"If this law were true, probes of {total_tokens:,.0f} tokens in all would know the gain there so well:")
+    gain = "the gain without the bound on forgetting" if bound else "the gain"
+    print(f"If this law were true, probes of {total_tokens:,.0f} tokens in all would know {gain} there so well:")
     print("  runs   tokens each   width of its 95 % interval   excludes 0   lost by following their law")
     for row in rows:
         width = f"{row['gain_width']:.4f} (gain {row['gain']:.4f})"
