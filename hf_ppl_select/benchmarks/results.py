@@ -231,11 +231,8 @@ def load_records(path: str | os.PathLike) -> SavedRecords:
     settings = {name: header.get(name) for name in _SETTINGS}
     check(settings, _RUN, os.fspath(path))
     check(rows, [_RECORD | dict.fromkeys(("benchmark", "group"), Text())], os.fspath(path))
-    if written is None and {*header, "dtype"} == {
-        "kind",
-        "schema_version",
-        *_SETTINGS,
-    }:  # not one whose name was damaged
+    known = {"kind", "schema_version", *_SETTINGS}
+    if written is None and {*header, "dtype"} == known:  # not one whose name was damaged
         warnings.warn(f"{path} has no checksum, as earlier versions wrote it; save it again.", stacklevel=2)
     elif written != checksum([header, rows]):
         raise ValueError(f"{path} is not what was written: its checksum differs. Run the benchmarks again.")
