@@ -38,6 +38,8 @@ def write_report(folder: Path) -> Path:
 
 
 def signed(found: Mean) -> str:
+    if not found.num:
+        return "not measured"
     if np.isnan(found.low):
         return f"{found.value:+.3f} (one draw)"
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
@@ -82,7 +84,7 @@ def must_show(study: Study) -> str:
                 if not found.high < 0 and not found.low > 0:
                     said += f"; {found.runs_to_tell:,.0f} draws would tell" if found.num > 1 else ""
                 row(corpus, f"law minus {theirs}: below 0", said, found.high < 0 if dirty else None)
-        if study.of(corpus, "law", "oracle"):
+        if study.of(corpus, "law", "oracle", "random raw"):
             share = study.oracle_share(corpus, "law")
             off = signed(study.difference(corpus, "law", "oracle"))
             row(corpus, "at least 1.0 of the oracle's gain", f"{share:.2f}; law minus oracle {off}", share >= 1)

@@ -121,6 +121,10 @@ def test_what_was_not_measured_is_not_met(tmp_path):
     long = make_study(tmp_path / "long", [{"random raw": curve, "law": 2.0}], random_times=[1.0, 2.0, 3.0])
     (line,) = [line for line in must_show(long).splitlines() if "2.5 times the tokens" in line]
     assert line.endswith("| times: more than 3. 60 % or more: 1 of 1 draws | yes |")
+    no_raw = make_study(tmp_path / "no_raw", [{"random": 2.5, "oracle": 2.4, "law": 2.3}] * 2)
+    assert "oracle's gain" not in must_show(no_raw) and "law minus random: below 0 | -0.200" in must_show(no_raw)
+    report = write_report(tmp_path / "no_raw").read_text()
+    assert "| law | 2 | 2.300 | not measured | -0.200" in report and "nan" not in report
 
 
 def test_an_arm_that_failed_is_no_arm(tmp_path):
