@@ -11,8 +11,8 @@ import numpy as np
 from hf_ppl_select.plots.canvas import BLUE, DASHES, GREY, INK, LEGEND, VERMILION, canvas, round_numbers, short
 from studying.results import Mean, Study
 
-_SHOWN = ("random raw", "low", "middle", "high", "paper", "ratio top quarter", "n-gram top quarter", "law perplexity")
-_SHOWN += ("law ratio", "law both", "law", "oracle")
+_SHOWN = ("random raw", "low", "middle", "high", "paper", "ratio top quarter", "n-gram top quarter")
+_SHOWN += ("ifd top quarter", "law perplexity", "law ratio", "law both", "law", "oracle")
 _COLOURS = {"law": VERMILION, "oracle": INK, **dict.fromkeys(("law perplexity", "law ratio", "law both"), BLUE)}
 _FAR = 3  # times the next farthest: such an arm would hide all others, and is shown by an arrow and its number
 

@@ -13,16 +13,22 @@ from studying.results import Mean, Study, words
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.md and its figures, of all corpora and of the first one; returns its path."""
+    """Write report.md and its figures, of all corpora and of the first one of several; returns its path."""
     study = Study(folder)
     picture = plot_study(study, folder / "study.png", study.corpora)
-    plot_study(study, folder / f"study_{study.corpora[0]}.png", study.corpora[:1])
+    if len(study.corpora) > 1:
+        plot_study(study, folder / f"study_{study.corpora[0]}.png", study.corpora[:1])
     parts = ["# Study", _setting(study), f"![What each arm bought]({picture.name})", "## Arms at equal tokens"]
     for corpus in study.corpora:
         parts += [f"### {_title(study, corpus)}", arms_table(study, corpus)]
-    parts += ["## What was to be shown", must_show(study)]
-    parts += ["## Further differences, exploratory", further_table(study)]
-    parts += ["## The laws' errors, nats", errors_table(study), "## Which law was chosen", _choices(study)]
+    sections = {
+        "What was to be shown": must_show(study),
+        "Further differences, exploratory": further_table(study),
+        "The laws' errors, nats": errors_table(study),
+        "Which law was chosen": _choices(study),
+    }
+    for title, table in sections.items():
+        parts += [f"## {title}", table] if table.count("\n") > 1 else []  # not of a study without laws
     parts += ["## What of each kind was kept"]
     parts += [f"### {corpus}\n\n{kinds_table(study, corpus)}" for corpus in study.corpora if corpus != "clean"]
     for corpus in study.options["benchmark_corpora"]:
@@ -122,7 +128,7 @@ def further_table(study: Study) -> str:
             ("law, replay", "law"),
             ("paper", "random"),
         ]
-        pairs += [("law", "paper"), ("law", "n-gram top quarter"), ("law", "ratio top quarter")]
+        pairs += [("law", "paper"), ("law", "n-gram top quarter"), ("law", "ratio top quarter"), ("law", "oracle")]
         for ours, theirs in pairs:
             if study.of(corpus, ours, theirs):
                 found = [signed(study.difference(corpus, ours, theirs, texts)) for texts in ("domain", "general")]
@@ -147,9 +153,8 @@ def errors_table(study: Study) -> str:
         for law, name in named.items():
             cells = [plain(found[key]) if key in found else "" for found, key in
                      ((left_out, name), (probe, law), (budget, law))]  # fmt: skip
-            lines.append(
-                f"| {corpus} | {law}{' (best form)' * (law in LAWS and law != 'law')} | {' | '.join(cells)} |"
-            )
+            name = f"{law}{' (best form)' * (law in LAWS and law != 'law')}"
+            lines += [f"| {corpus} | {name} | {' | '.join(cells)} |"] if any(cells) else []
         inside, num = study.covered(corpus)
         if num:
             lines.append(
@@ -168,15 +173,19 @@ def kinds_table(study: Study, corpus: str) -> str:
 
 
 def benchmarks_table(study: Study, corpus: str) -> str:
-    """Accuracy and bits per byte of the right answer: the base model's, and each arm's difference from it."""
+    """Accuracy and bits per byte of the right answer: the base model's, and differences from it; law minus random."""
     arms = [arm for arm in study.options["benchmark_arms"] if study.of(corpus, arm)]
     heads = [f"{arm}{_more_tokens(study, corpus, arm)} minus base" for arm in arms]
+    pairs = [(arm, "base") for arm in arms]
+    if all(study.benchmark_tokens(corpus, arm) for arm in ("law", "random")):
+        heads.append("law minus random")
+        pairs.append(("law", "random"))
     lines = [f"| benchmark | measure | base | {' | '.join(heads)} |"]
-    lines.append("|---|---|---:|" + "---:|" * len(arms))
+    lines.append("|---|---|---:|" + "---:|" * len(pairs))
     for name in study.benchmarks(corpus):
         for metric, title in (("accuracy", "accuracy"), ("bits", "bits per byte")):
             base = study.benchmark_mean(corpus, "base", name, metric)
-            found = [study.benchmark_difference(corpus, arm, "base", name, metric) for arm in arms]
+            found = [study.benchmark_difference(corpus, *pair, name, metric) for pair in pairs]
             if base is not None:
                 cells = ["not measured" if one is None else signed(one) for one in found]
                 lines.append(f"| {name} | {title} | {base:.3f} | {' | '.join(cells)} |")
@@ -220,11 +229,18 @@ def _costs(study: Study) -> str:
     options = study.options
     probes = options["num_probes"] * options["probe_tokens"]
     trusted = int(np.mean([draw.records["base"]["trusted_tokens"] for draw in study.draws]))
-    lines = ["| | tokens trained on beforehand | tokens scored |", "|---|---:|---:|"]
     scored = int(np.mean([draw.records["base"]["deduplicated"]["num_tokens"] for draw in study.draws]))
-    lines.append(f"| low, middle, high | 0 | {scored:,} |")
-    lines.append(f"| ratio top quarter | {trusted:,} | {2 * scored:,} |")
-    lines.append("| n-gram top quarter | 0 | 0 |")
-    lines.append(f"| paper, law perplexity | {probes:,} | {scored:,} |")
-    lines.append(f"| law, law ratio, law both | {probes + trusted:,} | {2 * scored:,} |")
+    costs = {
+        ("low", "middle", "high"): (0, scored),
+        ("ratio top quarter",): (trusted, 2 * scored),
+        ("ifd top quarter",): (0, 2 * scored),
+        ("n-gram top quarter",): (0, 0),
+        ("paper", "law perplexity"): (probes, scored),
+        ("law", "law ratio", "law both"): (probes + trusted, 2 * scored),
+    }
+    measured = {arm for corpus in study.corpora for arm in study.arms(corpus)}
+    lines = ["| | tokens trained on beforehand | tokens scored |", "|---|---:|---:|"]
+    for arms, (before, tokens) in costs.items():
+        if names := [arm for arm in arms if arm in measured]:
+            lines.append(f"| {', '.join(names)} | {before:,} | {tokens:,} |")
     return "\n".join(lines)
