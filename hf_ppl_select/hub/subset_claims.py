@@ -77,6 +77,11 @@ def limitations(report: Mapping[str, Any], law: Any) -> str:
             "Perplexity alone takes boilerplate, code tables and prose of other domains for good text: on such a "
             "corpus a law of it gained nothing over random chunks."
         )
+    if "ifd" in names_of(as_column(report.get("column", "perplexity"))):
+        points.append(
+            "A high ifd also marks dirt, which no prompt makes likelier: in a study, answers with the highest were "
+            "worse to train on than random ones, and most of them were dirt."
+        )
     if report.get("projected"):
         points.append("The law's optimum is on the edge of what can be reached, or beyond; the target is inside.")
     if optimum.get("within_noise"):

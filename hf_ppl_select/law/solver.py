@@ -61,7 +61,8 @@ def solve(X: np.ndarray, loss: np.ndarray, weights: np.ndarray, huber_delta: flo
             many_E, many_c, _ = _polish(Q, many_y, many_w, starts.ravel(), many_c, huber_delta, max_iterations=5)
             value = huber_objective(Q, many_y, many_w, many_E, many_c, huber_delta)
             best = np.arange(len(some)) * num_starts + value.reshape(-1, num_starts).argmin(1)
-            E[some], c[some], converged[some] = _polish(Q, y, w, many_E[best], many_c[best], huber_delta)
+            found = _polish(Q, y, w, many_E[best], many_c[best], huber_delta, max_iterations=2000)
+            E[some], c[some], converged[some] = found
     return Solution(E, np.linalg.solve(R, c.T).T, solvable, converged)
 
 

@@ -187,6 +187,7 @@ def test_cards_attribute_to_a_model_what_a_model_scored(corpus, law_points):
         of_a_model = column in ("perplexity_ratio", "ifd")
         assert (f"under `{MODEL}`" in text) == ("model that scored it" in text) == of_a_model
         assert (f"It predicts the loss of `{MODEL}`" in text) != of_a_model
+        assert ("A high ifd also marks dirt" in section(text, "Limitations")) == (column == "ifd")
         assert code in section(text, "How to reproduce")
         assert ("PerplexityScorer" in section(text, "How to reproduce")) == of_a_model
 

@@ -9,7 +9,7 @@ from hf_ppl_select.law.comparison import compare_scaling_laws
 from hf_ppl_select.law.fit import fit_scaling_law
 from hf_ppl_select.law.forms import LAW_FORMS
 from hf_ppl_select.law.points import read_law_points
-from hf_ppl_select.law.solver import huber_gradient, huber_objective, refit, solve
+from hf_ppl_select.law.solver import _polish, huber_gradient, huber_objective, refit, solve
 
 MEASURED = Path(__file__).resolve().parents[3] / "shared" / "data" / "law_points" / "smollm2_medquad.jsonl"
 NUM_TOKENS = (8192, 16384, 32768, 65536)
@@ -114,6 +114,27 @@ def test_the_polish_finds_the_best_of_many_starts():
         found = solve(X, points.loss, once, 1e-3)
         assert found.converged[0]
         assert objective(np.r_[found.E[0], R @ found.theta[0]])[0] <= min(fits) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("seed", [19, 25, 77, 202, 255, 288, 290])
+def test_short_ladders_whose_floor_is_hardly_known_converge(seed):
+    """Two rungs a run: along the floor the objective is nearly flat, and 200 steps were not enough."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for run in range(12):
+        mu, sigma = rng.uniform(1.0, 1.9), rng.uniform(0.1, 0.6)
+        for tokens in (2_048, 4_096):
+            loss = 0.5 + np.exp(1.05 - 0.03 * np.log(tokens) - 0.1 * np.log(mu)) + rng.normal(0, 0.016)
+            rows.append({"run": f"r{run}", "mu": mu, "sigma": sigma, "num_tokens": tokens, "loss": loss})
+    law = fit_scaling_law(rows, form="no_interaction", space="linear")
+    assert law.report.converged
+    points = read_law_points(rows)
+    mu, sigma = points.moments("linear")
+    Q, R = np.linalg.qr(LAW_FORMS["no_interaction"].design_matrix("linear", mu, sigma, points.num_tokens))
+    E, Dc, *theta = law.params.values()
+    start = np.array([E]), (R @ [np.log(Dc), *theta])[None]
+    E, c, _ = _polish(Q, points.loss[None], np.ones((1, len(points))), *start, 1e-3, max_iterations=3000)
+    assert E + np.exp(Q @ c[0]) == pytest.approx(law.predict(mu, sigma, points.num_tokens), abs=1e-5)
 
 
 def test_an_outlier_hardly_moves_the_huber_fit():
