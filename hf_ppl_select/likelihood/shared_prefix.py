@@ -134,9 +134,9 @@ class SharedPrefixScorer:
         rows have no padding, and take trees and plain rows alike.
         """
         kinds: dict[str, list[TokenTree]] = {}
-        yield from ([row] for row in rows if row.longest > self.engine.shared_length)
         for row in rows:
             if row.longest > self.engine.shared_length:
+                yield [row]
                 continue
             kinds.setdefault("packed" if self._packs(row) else "tree" if row.branches else "plain", []).append(row)
         for kind, members in kinds.items():

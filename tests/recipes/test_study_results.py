@@ -283,7 +283,9 @@ def test_the_reports_in_the_docs_are_what_the_records_give(name, tmp_path):
     shutil.copytree(folder / "records", tmp_path / "records")
     shutil.copy(folder / "plan.json", tmp_path)
     assert write_report(tmp_path).read_text(encoding="utf-8") == (folder / "report.md").read_text(encoding="utf-8")
-    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    assert "study.png" in pictures and sorted(path.name for path in tmp_path.glob("*.png")) == pictures
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in pictures)
 
 
 def test_what_the_pages_say_is_what_the_reports_say():
